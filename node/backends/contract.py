@@ -1,0 +1,57 @@
+"""What a backend is: the one way in which the node brings a container up, watches it and takes it down.
+
+A backend brings one container up once. Deciding when to start again, how long to wait and whether the service answers
+is not its business: the `registry` does that, in the same way for all backends.
+"""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+from node.config import ContainerSpec
+
+Progress = Callable[[str], None]
+"""Told what a slow start is doing, in words for an operator: `pulling image x: 12 of 40 MB`."""
+
+
+class Instance(Protocol):
+    """One container that was brought up."""
+
+    @property
+    def url(self) -> str:
+        """Base URL of its service, without a slash at the end: `http://172.18.0.2:3000`."""
+        ...
+
+    async def exited(self) -> str:
+        """Wait until it no longer runs; say why, in words: `exited with code 1`, `out of memory (limit 512 MiB)`.
+
+        Not knowing is not an exit: while the engine cannot be reached this keeps waiting.
+        """
+        ...
+
+    async def log_tail(self, lines: int) -> list[str]:
+        """Its last output lines, oldest first, at most `lines` of them and each at most 500 characters."""
+        ...
+
+    async def stop(self, grace_s: float) -> None:
+        """Ask it to stop, kill it after `grace_s` seconds, and leave nothing of it behind. Safe to call twice."""
+        ...
+
+
+class Backend(Protocol):
+    """Brings containers up. Used as an async context manager; leaving it frees what it holds itself (threads, sockets)."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def start(self, spec: ContainerSpec, progress: Progress) -> Instance:
+        """Bring `spec` up and return it, without waiting until its service answers.
+
+        What this node left running in an earlier life with the same configuration is adopted, with another
+        configuration replaced; what somebody else owns is never touched. Raises `BackendError`, and leaves nothing
+        half-made behind.
+        """
+        ...
