@@ -1,0 +1,112 @@
+"""The job model: what was asked, by whom, where it stands, and what came of it. Pure values; no I/O.
+
+A job's life::
+
+    queued ──claim──> running ──last step's output──> succeeded
+      ^                 │ │ └───a step's error──────> failed
+      └── next step, ───┘ └─────cancel──────────────> cancelled      (also from queued)
+          hand-back, lost claim
+
+The transitions themselves are the store's scripts: each is one atomic step on the server.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    QUEUED = "queued"  # waits in the lane of its next container
+    RUNNING = "running"  # a node has claimed its current step
+    SUCCEEDED = "succeeded"  # every step has an output
+    FAILED = "failed"  # a step ended in an error; the reason is the job's result
+    CANCELLED = "cancelled"  # stopped on request, with a reason
+
+    @property
+    def terminal(self) -> bool:
+        """No transition leaves this state."""
+        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks. Made by the door from the connection, never from a body.
+
+    id: what jobs are filed under. address: the peer's IP address, for a container's `allowed_ips`.
+    """
+
+    id: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """What a body asked for. `data` is the strict JSON text of an object, as it came."""
+
+    containers: tuple[str, ...]
+    data: bytes
+    requires_proof: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerOutput:
+    """A step's good outcome. `output` is strict JSON text, as the container sent it."""
+
+    container: str
+    output: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerError:
+    """A step's bad outcome, in words that name the container and the fact. Never empty."""
+
+    container: str
+    error: str
+
+
+ContainerResult = ContainerOutput | ContainerError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """The record of a job as the store has it now. `created_at` and `ended_at` are Unix seconds of the store's clock.
+
+    result: the last output or the error that ended it; None until the end, and for an end that somebody reported.
+    intermediate: the outputs before it, oldest first; empty unless asked for.
+    """
+
+    id: str
+    caller: str
+    containers: tuple[str, ...]
+    state: State
+    step: int
+    attempt: int
+    created_at: float
+    ended_at: float | None
+    result: ContainerResult | None
+    intermediate: tuple[ContainerOutput, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One step that this node runs now.
+
+    attempt: the fencing token; grows with each claim of the job, and the store refuses whoever holds an older one.
+    entry: id of the lane's stream entry. input: strict JSON text, the job's data or the previous step's output.
+    """
+
+    job_id: str
+    containers: tuple[str, ...]
+    step: int
+    attempt: int
+    entry: str
+    input: bytes
+    requires_proof: bool
+
+    @property
+    def container(self) -> str:
+        return self.containers[self.step]
+
+    @property
+    def next_container(self) -> str | None:
+        """Where the output goes, or None when this is the last step."""
+        return self.containers[self.step + 1] if self.step + 1 < len(self.containers) else None
