@@ -95,6 +95,7 @@ class Claim:
     """
 
     job_id: str
+    caller: str
     containers: tuple[str, ...]
     step: int
     attempt: int

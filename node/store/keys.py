@@ -1,0 +1,30 @@
+"""Names of the keys in Redis. All share the hash tag `{0}`, so that one cluster slot holds a job with its lanes.
+
+Scripts that meet job ids or callers only while they run (in a lane's entries, say) build these names from the same
+prefix; that is the reason for the one tag.
+"""
+
+PREFIX = "stoker:{0}:"
+
+LIVE = PREFIX + "live"  # sorted set: ids of jobs that are not terminal, by creation time
+ENDED = PREFIX + "ended"  # sorted set: ids of terminal jobs, by the time of their end
+
+
+def job(job_id: str) -> str:
+    """Hash: the record of a job; its fields are listed in `scripts/submit.lua`."""
+    return f"{PREFIX}job:{job_id}"
+
+
+def lane(container: str) -> str:
+    """Stream: steps that wait for, or run in, a container; consumer group `nodes`. Entry: `j` job id, `s` step."""
+    return f"{PREFIX}lane:{container}"
+
+
+def pending(caller: str) -> str:
+    """Sorted set: ids of a caller's jobs that are not terminal, by creation time."""
+    return f"{PREFIX}pending:{caller}"
+
+
+def finished(caller: str) -> str:
+    """Sorted set: ids of a caller's terminal jobs, by creation time."""
+    return f"{PREFIX}finished:{caller}"

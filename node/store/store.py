@@ -1,0 +1,355 @@
+"""The store: each method is one operation on jobs, done by one atomic script or one command.
+
+Every method raises `Unavailable` when the server did not answer in time. The caller of a worker's method repeats it:
+all of them may be repeated, because the fencing token and the states make the second time harmless.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import redis.asyncio
+from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from node.errors import Unavailable
+from node.jobs import Caller, Claim, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
+from node.store import keys
+from node.store.commit import Commit, script, unavailable
+
+SUBMIT, OPEN, CLAIM, FINISH = script("submit"), script("open"), script("claim"), script("finish")
+RELEASE, RENEW, RECLAIM, END = script("release"), script("renew"), script("reclaim"), script("end")
+
+RECLAIM_ENTRIES = 100  # looked at in one call, so that one call stays short
+FIELDS = ("caller", "containers", "state", "step", "attempt", "created", "ended", "out", "error", "failed_in")
+
+
+class Store:
+    """All jobs, lanes and indexes. An async context manager: entering starts the sender, leaving closes the connections.
+
+    node_id: the name under which this process claims. timeout_s: longest wait for one round trip.
+    """
+
+    def __init__(self, url: str, *, node_id: str, timeout_s: float = 2.0, password: str = "", username: str = "") -> None:
+        self._url = url
+        self._node_id = node_id
+        self._timeout_s = timeout_s
+        self._login = {key: word for key, word in (("username", username), ("password", password)) if word}
+        self._client = self._connect(timeout_s)
+        self._commit = Commit(self._client, timeout_s)
+        self._queued: dict[str, Callable[[], None]] = {}
+
+    def _connect(self, socket_timeout_s: float | None) -> redis.asyncio.Redis:
+        return redis.asyncio.Redis.from_url(
+            self._url,
+            socket_timeout=socket_timeout_s,
+            socket_connect_timeout=self._timeout_s,
+            retry=Retry(NoBackoff(), 0),  # a hidden retry would double every time-out
+            **self._login,
+        )
+
+    async def __aenter__(self) -> Self:
+        self._sender = asyncio.create_task(self._commit.serve(), name="store-commit")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._sender.cancel()
+        await asyncio.gather(self._sender, return_exceptions=True)
+        await self._client.aclose()
+
+    @property
+    def round_trips(self) -> int:
+        """How many groups were sent so far."""
+        return self._commit.round_trips
+
+    async def ping(self) -> None:
+        await self._commit.call("PING")
+
+    # What doors ask for
+
+    async def submit(self, caller: Caller, requests: Sequence[JobRequest]) -> list[str]:
+        """Accept jobs; their ids, in order. When it returns they are in the server's append-only file."""
+        ids = [str(uuid.uuid4()) for _ in requests]
+        replies = [self._submit(job_id, caller, request) for job_id, request in zip(ids, requests, strict=True)]
+        for container in {request.containers[0] for request in requests}:
+            self._tell(container)
+        await _all(replies)
+        return ids
+
+    def _submit(self, job_id: str, caller: Caller, request: JobRequest) -> asyncio.Future[Any]:
+        return self._commit.run(
+            SUBMIT,
+            (keys.job(job_id), keys.lane(request.containers[0]), keys.LIVE, keys.pending(caller.id)),
+            (
+                job_id,
+                caller.id,
+                msgspec.json.encode(request.containers),
+                request.data,
+                "1" if request.requires_proof else "",
+            ),
+        )
+
+    async def open(
+        self, caller: Caller, job_id: str, containers: Sequence[str], state: State, *, data: bytes = b"", error: str = ""
+    ) -> bool:
+        """Record a job that no lane runs: a stream (state running), or one that is reported. False if the id is known.
+
+        A running one belongs to this node, which ends it with `end`.
+        """
+        node_id = self._node_id if data else ""
+        return bool(
+            await self._commit.run(
+                OPEN,
+                (keys.job(job_id), keys.LIVE, keys.pending(caller.id), keys.finished(caller.id), keys.ENDED),
+                (job_id, caller.id, msgspec.json.encode(list(containers)), data, state.value, node_id, error),
+            )
+        )
+
+    async def end(
+        self, job_id: str, state: State, result: ContainerResult | None = None, *, only_if_run_here: bool = False
+    ) -> State | None:
+        """End a job from outside its chain. The state that it had before; None when it is not known.
+
+        A job that was terminal is left as it was.
+        """
+        output = result.output if isinstance(result, ContainerOutput) else b""
+        error = result.error if isinstance(result, ContainerError) else ""
+        before = await self._commit.run(
+            END,
+            (keys.job(job_id), keys.LIVE, keys.ENDED),
+            (
+                job_id,
+                state.value,
+                error,
+                result.container if result else "",
+                output,
+                keys.PREFIX,
+                self._node_id if only_if_run_here else "",
+            ),
+        )
+        return State(before.decode()) if before else None
+
+    async def get(self, job_ids: Sequence[str], *, intermediate: bool = False) -> list[Job | None]:
+        """Jobs in the order asked, None for those that are not known; one round trip."""
+        if intermediate:
+            replies = await _all([self._commit.call("HGETALL", keys.job(job_id)) for job_id in job_ids])
+            return [_job(job_id, _text_keys(fields)) for job_id, fields in zip(job_ids, replies, strict=True)]
+        replies = await _all([self._commit.call("HMGET", keys.job(job_id), *FIELDS) for job_id in job_ids])
+        return [
+            _job(job_id, dict(zip(FIELDS, values, strict=True)))
+            for job_id, values in zip(job_ids, replies, strict=True)
+        ]
+
+    async def ids(self, caller: str, *, pending: bool | None = None) -> list[str]:
+        """A caller's job ids, oldest first: only pending ones, only finished ones, or all."""
+        wanted = [keys.pending(caller)] if pending is not False else []
+        wanted += [keys.finished(caller)] if pending is not True else []
+        found = await _all([self._commit.call("ZRANGE", key, 0, -1, "WITHSCORES") for key in wanted])
+        # Pending is read first: a job that ends between the two is then seen twice, never missed.
+        times = {job_id.decode(): float(created) for pairs in found for job_id, created in _pairs(pairs)}
+        return sorted(times, key=lambda job_id: times[job_id])
+
+    async def pending_count(self) -> int:
+        """Jobs of all callers that are not terminal."""
+        return int(await self._commit.call("ZCARD", keys.LIVE))
+
+    # What workers ask for
+
+    def on_queued(self, container: str, told: Callable[[], None]) -> None:
+        """Have `told` called as soon as this process queues a step for a container.
+
+        It runs before the group leaves: a claim that it makes travels in the same round trip.
+        """
+        self._queued[container] = told
+
+    def _tell(self, container: str) -> None:
+        told = self._queued.get(container)
+        if told:
+            told()
+
+    async def claim(self, container: str, count: int) -> tuple[list[Claim], str]:
+        """Begin up to `count` waiting steps of a lane. With them its tail: "" while there may be more steps,
+        else the place to `wait` from."""
+        tail, *rows = await self._commit.run(CLAIM, (keys.lane(container),), (self._node_id, count, keys.PREFIX))
+        return [_claim(*row) for row in rows], tail.decode()
+
+    async def finish(self, claim: Claim, result: ContainerResult) -> State | None:
+        """Record a step's outcome and queue the next step or end the job. The job's state now; None when this attempt
+        no longer holds the step, and nothing was changed."""
+        following = claim.next_container
+        if isinstance(result, ContainerError):
+            kind, value = "error", result.error.encode()
+        else:
+            kind, value = "output" if following else "last", result.output
+        reply = self._commit.run(
+            FINISH,
+            (
+                keys.job(claim.job_id),
+                keys.lane(claim.container),
+                keys.lane(following or claim.container),
+                keys.LIVE,
+                keys.pending(claim.caller),
+                keys.finished(claim.caller),
+                keys.ENDED,
+            ),
+            (claim.job_id, claim.entry, claim.attempt, claim.step, claim.container, kind, value),
+        )
+        if kind == "output" and following:
+            self._tell(following)
+        return _state(await reply)
+
+    async def release(self, claim: Claim) -> State | None:
+        """Hand a running step back to its lane. The job's state now, or None as in `finish`."""
+        reply = await self._commit.run(
+            RELEASE,
+            (keys.job(claim.job_id), keys.lane(claim.container)),
+            (claim.job_id, claim.entry, claim.attempt, claim.step),
+        )
+        return _state(reply)
+
+    async def renew(self, claims: Iterable[Claim]) -> list[Claim]:
+        """Prolong the leases of running steps. Those that are lost: ended, or taken over by another node."""
+        asked = list(claims)
+        held = await _all(
+            [
+                self._commit.run(
+                    RENEW,
+                    (keys.job(claim.job_id), keys.lane(claim.container)),
+                    (self._node_id, claim.entry, claim.attempt),
+                )
+                for claim in asked
+            ]
+        )
+        return [claim for claim, still in zip(asked, held, strict=True) if not still]
+
+    async def reclaim(
+        self, container: str, *, idle_s: float, max_deliveries: int, own: bool = False
+    ) -> list[tuple[str, State]]:
+        """Queue the steps of a lane again whose lease was not renewed for `idle_s`; what became of each job.
+
+        own: only steps that this node's name holds, as it does at its start for those of its earlier life.
+        """
+        reply = await self._commit.run(
+            RECLAIM,
+            (keys.lane(container), keys.LIVE, keys.ENDED),
+            (
+                int(idle_s * 1000),
+                self._node_id if own else "",
+                RECLAIM_ENTRIES,
+                max_deliveries,
+                container,
+                keys.PREFIX,
+            ),
+        )
+        if reply:
+            self._tell(container)
+        return [(reply[i].decode(), State(reply[i + 1].decode())) for i in range(0, len(reply), 2)]
+
+    async def live(self) -> list[str]:
+        """Ids of all jobs that are not terminal."""
+        return [job_id.decode() for job_id in await self._commit.call("ZRANGE", keys.LIVE, 0, -1)]
+
+    def waiter(self, container: str) -> "Waiter":
+        """A connection of its own on which one lane waits for entries that other processes queue."""
+        return Waiter(self._connect(None), keys.lane(container), self._timeout_s)
+
+
+class Waiter:
+    """Waits for a lane to get another entry. Blocks one connection, so each reader has its own."""
+
+    def __init__(self, client: redis.asyncio.Redis, lane: str, grace_s: float) -> None:
+        self._client = client
+        self._lane = lane
+        self._grace_s = grace_s
+
+    async def wait(self, tail: str, seconds: float) -> None:
+        """Return when the lane has an entry later than `tail`, or after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds + self._grace_s):
+                await self._client.xread({self._lane: tail}, count=1, block=int(seconds * 1000))
+        except (exceptions.RedisError, OSError, TimeoutError) as error:
+            raise unavailable(error) from error
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+async def _all(replies: list[asyncio.Future[Any]]) -> list[Any]:
+    """The replies of calls that leave together; the first error, after all have ended."""
+    if replies:
+        await asyncio.wait(replies)
+    for reply in replies:
+        error = reply.exception()
+        if error:
+            for other in replies:
+                other.exception()  # they failed together; each is looked at, so that none is reported as lost
+            raise error
+    return [reply.result() for reply in replies]
+
+
+def _state(reply: bytes) -> State | None:
+    return None if reply == b"stale" else State(reply.decode())
+
+
+def _claim(
+    entry: bytes, job_id: bytes, caller: bytes, containers: bytes, step: bytes, attempt: bytes, proof: bytes, data: bytes
+) -> Claim:
+    return Claim(
+        job_id=job_id.decode(),
+        caller=caller.decode(),
+        containers=msgspec.json.decode(containers, type=tuple[str, ...]),
+        step=int(step),
+        attempt=int(attempt),
+        entry=entry.decode(),
+        input=data,
+        requires_proof=bool(proof),
+    )
+
+
+def _pairs(flat: list[Any]) -> list[tuple[bytes, Any]]:
+    """`WITHSCORES` as pairs, whichever protocol the connection speaks."""
+    if flat and isinstance(flat[0], (list, tuple)):
+        return [(pair[0], pair[1]) for pair in flat]
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _text_keys(fields: dict[bytes, bytes]) -> dict[str, bytes | None]:
+    return {name.decode(): value for name, value in fields.items()}
+
+
+def _job(job_id: str, fields: dict[str, bytes | None]) -> Job | None:
+    caller, containers, state = fields.get("caller"), fields.get("containers"), fields.get("state")
+    if caller is None or containers is None or state is None:
+        return None
+    chain: tuple[str, ...] = msgspec.json.decode(containers, type=tuple[str, ...])
+    return Job(
+        id=job_id,
+        caller=caller.decode(),
+        containers=chain,
+        state=State(state.decode()),
+        step=int(fields.get("step") or 0),
+        attempt=int(fields.get("attempt") or 0),
+        created_at=float(fields.get("created") or 0),
+        ended_at=float(ended) if (ended := fields.get("ended")) else None,
+        result=_result(chain, fields),
+        intermediate=tuple(
+            ContainerOutput(container=container, output=output)
+            for i, container in enumerate(chain)
+            if (output := fields.get(f"o{i}")) is not None
+        ),
+    )
+
+
+def _result(containers: tuple[str, ...], fields: dict[str, bytes | None]) -> ContainerResult | None:
+    output, error, failed_in = fields.get("out"), fields.get("error"), fields.get("failed_in")
+    if output is not None:
+        return ContainerOutput(container=containers[-1], output=output)
+    if error is not None:
+        return ContainerError(container=failed_in.decode() if failed_in else containers[0], error=error.decode())
+    return None
