@@ -5,11 +5,14 @@ surrogates, no name twice in one object. Two readers of a chain then see the sam
 """
 
 import json
+import re
 from typing import Any
 
 import msgspec
 
 MEDIA_TYPE = "application/json"
+
+_SPACES = re.compile(r"[ \t\n\r]*")
 
 
 class NotStrict(ValueError):
@@ -64,3 +67,47 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
         if name in names:
             raise NotStrict(f"the name {name[:40]!r} stands twice in one object")
         names.add(name)
+
+
+def split(raw: bytes) -> list[bytes]:
+    """The elements of a JSON list, each as its own text, not yet checked. Raises `NotStrict` when it is no list.
+
+    An element that only a lenient reader can read (`NaN`, a lone surrogate) still gets its place here, so that it is
+    refused there and does not take its neighbours with it.
+    """
+    try:
+        return [bytes(element) for element in msgspec.json.decode(raw, type=list[msgspec.Raw])]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _split_leniently(raw)
+
+
+def _split_leniently(raw: bytes) -> list[bytes]:
+    text = raw.decode("utf-8", "surrogateescape")
+    decoder = json.JSONDecoder(parse_int=len, parse_float=len, strict=False)
+    elements = []
+    place = _skip(text, 0)
+    if not text.startswith("[", place):
+        raise NotStrict("not a list")
+    place = _skip(text, place + 1)
+    closed = text.startswith("]", place)
+    while not closed:
+        try:
+            _, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deep" if isinstance(error, RecursionError) else "malformed"
+            raise NotStrict(f"element {len(elements)} is {reason}") from None
+        elements.append(text[place:end].encode("utf-8", "surrogateescape"))
+        place = _skip(text, end)
+        closed = text.startswith("]", place)
+        if not closed and not text.startswith(",", place):
+            raise NotStrict(f"a comma or the list's end is missing after element {len(elements) - 1}")
+        place = _skip(text, place + 1)
+    if place != len(text):
+        raise NotStrict("text after the list's end")
+    return elements
+
+
+def _skip(text: str, place: int) -> int:
+    """The place of the next character that is no white space."""
+    found = _SPACES.match(text, place)
+    return found.end() if found else place

@@ -36,7 +36,6 @@ class Embedded:
         self._directory = data_dir / "valkey"
         self._settings = settings
         self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
 
     @property
     def url(self) -> str:
@@ -56,17 +55,19 @@ class Embedded:
         self._directory_fd = os.open(self._directory, os.O_RDONLY)
         await self._end_former()
         await self._start()
-        self._keeper = asyncio.create_task(self._keep(), name="embedded-valkey")
+        self._tasks = await asyncio.TaskGroup().__aenter__()
+        self._keeper = self._tasks.create_task(self._keep(), name="embedded-valkey")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopping = True
         self._keeper.cancel()
-        await asyncio.gather(self._keeper, return_exceptions=True)
-        await self._stop()
-        os.close(self._directory_fd)
+        try:
+            await self._tasks.__aexit__(kind, error, trace)
+        finally:
+            await self._stop()
+            os.close(self._directory_fd)
 
     async def _keep(self) -> None:
         while True:
@@ -92,7 +93,7 @@ class Embedded:
                 stdout=output,
                 stderr=output,
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-                process_group=0,  # a Ctrl-C in the terminal is the node's to handle
+                start_new_session=True,  # a Ctrl-C in the terminal is the node's to handle
             )
         (self._directory / "valkey.pid").write_text(str(self._process.pid))
         await self._until_ready(self._process, log_path)

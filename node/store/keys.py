@@ -28,3 +28,8 @@ def pending(caller: str) -> str:
 def finished(caller: str) -> str:
     """Sorted set: ids of a caller's terminal jobs, by creation time."""
     return f"{PREFIX}finished:{caller}"
+
+
+def streams(node_id: str) -> str:
+    """Set: ids of the streams that a node runs; they are in no lane, and end when their node does."""
+    return f"{PREFIX}streams:{node_id}"

@@ -53,15 +53,18 @@ class Store:
         )
 
     async def __aenter__(self) -> Self:
-        self._sender = asyncio.create_task(self._commit.serve(), name="store-commit")
+        self._tasks = await asyncio.TaskGroup().__aenter__()
+        self._sender = self._tasks.create_task(self._commit.serve(), name="store-commit")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._sender.cancel()
-        await asyncio.gather(self._sender, return_exceptions=True)
-        await self._client.aclose()
+        try:
+            await self._tasks.__aexit__(kind, error, trace)
+        finally:
+            await self._client.aclose()
 
     @property
     def round_trips(self) -> int:
@@ -102,18 +105,30 @@ class Store:
 
         A running one belongs to this node, which ends it with `end`.
         """
-        node_id = self._node_id if data else ""
         return bool(
             await self._commit.run(
                 OPEN,
-                (keys.job(job_id), keys.LIVE, keys.pending(caller.id), keys.finished(caller.id), keys.ENDED),
-                (job_id, caller.id, msgspec.json.encode(list(containers)), data, state.value, node_id, error),
+                (
+                    keys.job(job_id),
+                    keys.LIVE,
+                    keys.pending(caller.id),
+                    keys.finished(caller.id),
+                    keys.ENDED,
+                    keys.streams(self._node_id),
+                ),
+                (
+                    job_id,
+                    caller.id,
+                    msgspec.json.encode(list(containers)),
+                    data,
+                    state.value,
+                    self._node_id if data else "",
+                    error,
+                ),
             )
         )
 
-    async def end(
-        self, job_id: str, state: State, result: ContainerResult | None = None, *, only_if_run_here: bool = False
-    ) -> State | None:
+    async def end(self, job_id: str, state: State, result: ContainerResult | None = None) -> State | None:
         """End a job from outside its chain. The state that it had before; None when it is not known.
 
         A job that was terminal is left as it was.
@@ -123,15 +138,7 @@ class Store:
         before = await self._commit.run(
             END,
             (keys.job(job_id), keys.LIVE, keys.ENDED),
-            (
-                job_id,
-                state.value,
-                error,
-                result.container if result else "",
-                output,
-                keys.PREFIX,
-                self._node_id if only_if_run_here else "",
-            ),
+            (job_id, state.value, error, result.container if result else "", output, keys.PREFIX),
         )
         return State(before.decode()) if before else None
 
@@ -251,9 +258,9 @@ class Store:
             self._tell(container)
         return [(reply[i].decode(), State(reply[i + 1].decode())) for i in range(0, len(reply), 2)]
 
-    async def live(self) -> list[str]:
-        """Ids of all jobs that are not terminal."""
-        return [job_id.decode() for job_id in await self._commit.call("ZRANGE", keys.LIVE, 0, -1)]
+    async def streams(self) -> list[str]:
+        """Ids of the running streams that this node's name holds."""
+        return [job_id.decode() for job_id in await self._commit.call("SMEMBERS", keys.streams(self._node_id))]
 
     def waiter(self, container: str) -> "Waiter":
         """A connection of its own on which one lane waits for entries that other processes queue."""

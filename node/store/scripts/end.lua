@@ -1,7 +1,6 @@
 -- End a job from outside its chain: a cancel, a reported status, a stream's end, a node's start after a crash.
 -- KEYS  1 job  2 live  3 ended
 -- ARGV  1 job id  2 state  3 error, or ''  4 container that failed, or ''  5 output, JSON, or ''  6 key prefix of the store
---       7 only if this node runs it outside the lanes, or ''
 -- Reply the state that the job had before; '' when it is not known
 -- State queued | running -> succeeded | failed | cancelled; a terminal state is left as it is
 local known = redis.call('HMGET', KEYS[1], 'state', 'caller', 'created', 'containers', 'step', 'entry', 'node')
@@ -11,9 +10,9 @@ if not state then
   return ''
 end
 if state ~= 'queued' and state ~= 'running' then return state end
-if ARGV[7] ~= '' and (known[6] or known[7] ~= ARGV[7]) then return state end
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
+if known[7] then redis.call('SREM', ARGV[6] .. 'streams:' .. known[7], ARGV[1]) end
 if known[6] then
   local lane = ARGV[6] .. 'lane:' .. cjson.decode(known[4])[known[5] + 1]
   redis.pcall('XACK', lane, 'nodes', known[6])

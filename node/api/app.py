@@ -1,0 +1,47 @@
+"""The HTTP application: all doors behind one middleware, and its server."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from node.api.infernet import Infernet
+from node.api.middleware import guard
+from node.config import Server
+from node.errors import StokerError
+from node.orchestrator import Orchestrator
+
+MAX_LINE_BYTES = 64 * 1024  # a poll of some 1,600 ids in one query
+KEEPALIVE_S = 75.0
+CLOSE_S = 5.0  # for requests under way when the server stops
+
+
+def application(orchestrator: Orchestrator, settings: Server) -> web.Application:
+    app = web.Application(middlewares=[guard(settings.rate_limit)], client_max_size=settings.max_body_bytes)
+    app.add_routes(Infernet(orchestrator, settings).routes())
+    return app
+
+
+@asynccontextmanager
+async def serving(app: web.Application, settings: Server) -> AsyncIterator[str]:
+    """Serve while entered; yields the base URL."""
+    runner = web.AppRunner(
+        app,
+        access_log=None,  # one line per transition is written instead
+        handler_cancellation=True,  # a stream whose client went away must end
+        auto_decompress=False,
+        keepalive_timeout=KEEPALIVE_S,
+        max_line_size=MAX_LINE_BYTES,
+        shutdown_timeout=CLOSE_S,
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise StokerError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
+        host, port = runner.addresses[0][:2]
+        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()

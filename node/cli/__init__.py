@@ -1,0 +1,56 @@
+"""The command `stoker`. Each command imports what it needs when it runs, so that `--help` is quick."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from node.cli.config import config_app
+
+app = typer.Typer(
+    name="stoker",
+    help="A job node: runs chains of containers and keeps every result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(config_app, name="config")
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file.", show_default=False)]
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on, instead of the file's.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on, instead of the file's; 0: a free one.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the node keeps its files.")] = None,
+) -> None:
+    """Run the node in the foreground, until SIGTERM or Ctrl-C."""
+    import os
+
+    from node.config import find, load
+    from node.errors import ConfigError, StokerError
+    from node.main import serve as serve_node
+
+    given = {"server.host": host, "server.port": port, "data_dir": data_dir}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    try:
+        serve_node(load(find(config, os.environ), overrides), _announce)
+    except ConfigError as error:
+        for fault in error.faults:
+            typer.echo(fault, err=True)
+        raise typer.Exit(2) from None
+    except StokerError as error:
+        typer.echo(f"stoker: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _announce(url: str) -> None:
+    typer.echo(
+        f"stoker listens on {url}\n"
+        f"  curl {url}/info?verbose=true\n"
+        f"  curl {url}/api/jobs -H 'Content-Type: application/json'"
+        ' -d \'{"containers": ["hello-world"], "data": {"name": "you"}}\'\n'
+        f"  curl {url}/api/jobs"
+    )

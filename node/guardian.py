@@ -1,0 +1,43 @@
+"""Admission: may this caller have this job run here? Pure rules, in the order of Infernet's guardian (v1.4)."""
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+
+from node.config import ContainerSpec
+from node.errors import Rejected
+from node.jobs import Caller, JobRequest
+
+
+class Guardian:
+    def __init__(self, specs: Mapping[str, ContainerSpec], *, max_chain: int) -> None:
+        self._specs = specs
+        self._max_chain = max_chain
+
+    def admit(self, request: JobRequest, caller: Caller) -> None:
+        """Raises `Rejected` with the first rule that is broken. The messages are Infernet's."""
+        chain = request.containers
+        if not chain:
+            raise Rejected("No containers specified")
+        if len(chain) > self._max_chain:
+            raise Rejected("Too many containers", limit=self._max_chain)
+        for container in chain:
+            if container not in self._specs:
+                raise Rejected("Container not supported", container=container)
+        if not self._specs[chain[0]].external:
+            raise Rejected("First container must be external", first_container=chain[0])
+        if request.requires_proof and not self._specs[chain[-1]].generates_proofs:
+            raise Rejected("Container does not generate proof", container=chain[-1])
+        for container in chain:
+            if not _allowed(caller.address, self._specs[container]):
+                raise Rejected("Container not allowed for address", address=caller.address, container=container)
+
+
+def _allowed(address: str, spec: ContainerSpec) -> bool:
+    if not spec.allowed_ips:
+        return True
+    try:
+        host = ip_address(address)
+    except ValueError:  # a peer without an IP address is in no network
+        return False
+    mapped = getattr(host, "ipv4_mapped", None)
+    return any((mapped or host) in network for network in spec.allowed_ips)

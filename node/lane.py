@@ -1,0 +1,186 @@
+"""The lane of one container on this node: takes its steps from the queue, as many at a time as it has slots.
+
+A lane asks the store when something may be there: this process queued a step (told at once), a slot became free while
+more was waiting, or the lane's waiter saw an entry that another process queued. It asks nobody while it knows of nothing.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import structlog
+
+from node.errors import Unavailable
+from node.jobs import Claim, ContainerError, ContainerResult, State
+from node.registry import Keeper
+from node.store import Store
+
+log = structlog.get_logger()
+
+WAIT_S = 5.0  # one blocking read; also how soon a lost group or entry is noticed
+RETRY_FIRST_S = 0.1
+RETRY_MAX_S = 2.0
+
+
+class Lane:
+    def __init__(self, keeper: Keeper, store: Store) -> None:
+        self.container = keeper.spec.id
+        self._keeper = keeper
+        self._store = store
+        self._free = keeper.spec.concurrency
+        self._maybe_more = True
+        self._look = asyncio.Event()
+        self._freed = asyncio.Event()
+        self._tail: asyncio.Queue[str] = asyncio.Queue(maxsize=1)
+        self._open = True
+        self._running: dict[asyncio.Task[None], Claim] = {}
+        store.on_queued(self.container, self._told)
+        keeper.on_ready(self._look.set)
+
+    @property
+    def claims(self) -> list[Claim]:
+        """The steps that run here now."""
+        return list(self._running.values())
+
+    @property
+    def busy(self) -> int:
+        """Slots in use, by steps of the queue and by streams."""
+        return self._keeper.spec.concurrency - self._free
+
+    async def serve(self) -> None:
+        """Take and run steps until `close`; ends when the last of them has ended."""
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(self._wait_for_others(), name=f"wait-{self.container}")
+            while self._open:
+                if self._free > 0 and self._maybe_more and self._keeper.ready:
+                    await self._take(tasks)
+                else:
+                    self._look.clear()
+                    await self._look.wait()
+            waiting.cancel()
+
+    def close(self) -> None:
+        """Take nothing more."""
+        self._open = False
+        self._look.set()
+
+    def abort(self, claims: list[Claim] | None = None) -> None:
+        """Stop running steps, all or those given. Each is handed back to the queue if it is still held."""
+        for task, claim in self._running.items():
+            if claims is None or claim in claims:
+                task.cancel()
+
+    @contextlib.asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """One of the container's slots, for a call that does not come from the queue. Waits until one is free."""
+        await self._keeper.until_ready()
+        while not self._free:
+            self._freed.clear()
+            await self._freed.wait()
+        self._free -= 1
+        try:
+            yield
+        finally:
+            self._leave(1)
+
+    def _told(self) -> None:
+        self._maybe_more = True
+        self._look.set()
+
+    def _leave(self, slots: int) -> None:
+        self._free += slots
+        self._freed.set()
+        self._look.set()
+
+    async def _take(self, tasks: asyncio.TaskGroup) -> None:
+        self._maybe_more = False  # before the call: who queues during it sets it again
+        slots, self._free = self._free, 0  # a stream that starts meanwhile must not take them
+        try:
+            claims, tail = await self._store.claim(self.container, slots)
+        except Unavailable:
+            self._maybe_more = True
+            self._leave(slots)
+            await asyncio.sleep(RETRY_FIRST_S)
+            return
+        self._leave(slots - len(claims))
+        for claim in claims:
+            task = tasks.create_task(self._run(claim), name=f"step-{claim.job_id}-{claim.step}")
+            self._running[task] = claim
+            task.add_done_callback(self._ended)
+        if tail:
+            self._wait_from(tail)
+        else:
+            self._maybe_more = True
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        self._leave(1)
+
+    def _wait_from(self, tail: str) -> None:
+        with contextlib.suppress(asyncio.QueueEmpty):
+            self._tail.get_nowait()
+        self._tail.put_nowait(tail)
+
+    async def _wait_for_others(self) -> None:
+        """Look again when another process has queued something, and once in a while in any case."""
+        waiter = self._store.waiter(self.container)
+        try:
+            while True:
+                tail = await self._tail.get()
+                try:
+                    await waiter.wait(tail, WAIT_S)
+                except Unavailable:
+                    await asyncio.sleep(RETRY_MAX_S)
+                self._told()
+        finally:
+            await waiter.close()
+
+    async def _run(self, claim: Claim) -> None:
+        began = time.monotonic()
+        try:
+            result = await self._keeper.service.call(claim.input, requires_proof=claim.requires_proof)
+            state = await self._record(claim, result)
+        except asyncio.CancelledError:
+            await self._hand_back(claim)
+            return
+        _log_step(claim, result, state, time.monotonic() - began)
+
+    async def _record(self, claim: Claim, result: ContainerResult) -> State | None:
+        """Until the store has it: a finished step is not run again because the store was away for a while."""
+        pause_s = RETRY_FIRST_S
+        while True:
+            try:
+                return await self._store.finish(claim, result)
+            except Unavailable:
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, RETRY_MAX_S)
+
+    async def _hand_back(self, claim: Claim) -> None:
+        try:
+            state = await self._store.release(claim)
+        except Unavailable as error:  # its lease ends by itself
+            log.warning("step_not_handed_back", job_id=claim.job_id, step=claim.step, error=str(error))
+            return
+        log.info(
+            "step_handed_back" if state else "step_stopped",
+            job_id=claim.job_id,
+            step=claim.step,
+            container=claim.container,
+            attempt=claim.attempt,
+        )
+
+
+def _log_step(claim: Claim, result: ContainerResult, state: State | None, duration_s: float) -> None:
+    facts = {"error": result.error} if isinstance(result, ContainerError) else {}
+    log.info(
+        "step_finished" if state else "step_refused",
+        job_id=claim.job_id,
+        caller=claim.caller,
+        step=claim.step,
+        container=claim.container,
+        attempt=claim.attempt,
+        state=state.value if state else "stale",
+        duration_s=round(duration_s, 6),
+        **facts,
+    )

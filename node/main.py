@@ -1,0 +1,190 @@
+"""Puts the node together and runs it. The only module that names a concrete store or backend.
+
+What is entered last is left first, so the stack below is the shutdown order read from bottom to top: refuse new jobs
+and drain the runner while the doors still answer, close the doors, stop the containers, close the store.
+"""
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from node import __version__, log
+from node.api.app import application, serving
+from node.backends.contract import Backend
+from node.backends.docker import DockerBackend
+from node.backends.process import ProcessBackend
+from node.backends.remote import RemoteBackend
+from node.config import BackendName, Config, ContainerSpec, Loaded
+from node.errors import BackendError, StokerError, Unavailable
+from node.guardian import Guardian
+from node.janitor import Janitor
+from node.orchestrator import Orchestrator
+from node.registry import Registry
+from node.runner import Runner
+from node.store import Store
+from node.store.embedded import Embedded
+
+logger = structlog.get_logger()
+
+RECOVER_PAUSE_S = 1.0
+
+
+def serve(loaded: Loaded, announce: Callable[[str], None]) -> None:
+    """Run a node until SIGTERM or SIGINT; a second signal leaves at once. `announce` is told its base URL.
+
+    Raises `StokerError` when it cannot start.
+    """
+    config = loaded.config
+    data_dir = config.data_dir.absolute()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with _only_node(data_dir):
+        node_id = config.node_id or _kept_id(data_dir)
+        log.set_up(config.log, node_id=node_id)
+        for warning in loaded.warnings:
+            logger.warning("configuration", warning=warning)
+        uvloop.run(_serve(config, data_dir, node_id, announce))
+
+
+async def _serve(config: Config, data_dir: Path, node_id: str, announce: Callable[[str], None]) -> None:
+    stop = _stop_on_signals()
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(await _store(config, data_dir, node_id, stack))
+        choose = await _backends(config, data_dir, node_id, stack)
+        registry = Registry(config, choose)
+        runner = Runner(registry, store, config.runner)
+        specs = {spec.id: spec for spec in config.containers}
+        orchestrator = Orchestrator(
+            store=store,
+            guardian=Guardian(specs, max_chain=config.server.max_chain),
+            registry=registry,
+            runner=runner,
+        )
+        await stack.enter_async_context(registry)
+        url = await stack.enter_async_context(serving(application(orchestrator, config.server), config.server))
+        logger.info("node_started", version=__version__, url=url, containers=list(specs))
+        announce(url)
+        janitor = Janitor(store, list(specs), config.runner)
+        if await _recovered(janitor, stop):
+            await stack.enter_async_context(runner)
+            await stack.enter_async_context(janitor)
+            await stop.wait()
+        logger.info("node_stopping", drain_s=config.runner.drain_s)
+        orchestrator.drain()
+    logger.info("node_stopped")
+
+
+async def _store(config: Config, data_dir: Path, node_id: str, stack: AsyncExitStack) -> Store:
+    if config.redis is None:
+        embedded = await stack.enter_async_context(Embedded(data_dir, config.embedded))
+        return Store(embedded.url, node_id=node_id)
+    return Store(
+        config.redis.url or f"redis://{config.redis.host}:{config.redis.port}",
+        node_id=node_id,
+        timeout_s=config.redis.timeout_s,
+        username=config.redis.username,
+        password=config.redis.password.get_secret_value(),
+    )
+
+
+async def _backends(
+    config: Config, data_dir: Path, node_id: str, stack: AsyncExitStack
+) -> Callable[[ContainerSpec], tuple[str, Backend]]:
+    """Which backend keeps a container running. `auto` is Docker when its engine answers now, else a local process."""
+    remote = await stack.enter_async_context(RemoteBackend(host=_service_host()))
+    process = await stack.enter_async_context(ProcessBackend(data_dir=data_dir))
+    docker = await stack.enter_async_context(DockerBackend(node_id=node_id, registry=config.docker))
+    backends: dict[BackendName, Backend] = {
+        BackendName.REMOTE: remote,
+        BackendName.PROCESS: process,
+        BackendName.DOCKER: docker,
+    }
+    wanted = {spec.id: _named(spec, config) for spec in config.containers}
+    if BackendName.AUTO in wanted.values():
+        chosen = await _docker_or_process(docker)
+        wanted = {container: chosen if name is BackendName.AUTO else name for container, name in wanted.items()}
+    for name in set(wanted.values()):
+        known = [container for container, backend in wanted.items() if backend is name]
+        for ended in await backends[name].sweep(known):
+            logger.warning("container_left_over", ended=ended)
+    return lambda spec: (wanted[spec.id].value, backends[wanted[spec.id]])
+
+
+def _named(spec: ContainerSpec, config: Config) -> BackendName:
+    if spec.url or not config.manage_containers:
+        return BackendName.REMOTE
+    return BackendName(config.backend) if spec.backend is BackendName.AUTO else spec.backend
+
+
+async def _docker_or_process(docker: DockerBackend) -> BackendName:
+    try:
+        version = await docker.probe()
+    except BackendError as error:
+        logger.info("backend_chosen", backend="process", reason=str(error))
+        return BackendName.PROCESS
+    logger.info("backend_chosen", backend="docker", reason=f"Docker {version} answers")
+    return BackendName.DOCKER
+
+
+def _service_host() -> str:
+    """Where containers that somebody else runs are reached; Infernet's own image sets RUNTIME."""
+    return "host.docker.internal" if os.environ.get("RUNTIME") == "docker" else "127.0.0.1"
+
+
+async def _recovered(janitor: Janitor, stop: asyncio.Event) -> bool:
+    """Wait until the store answers and what this node's earlier life left is put right; False when stopped before."""
+    while not stop.is_set():
+        try:
+            await janitor.recover()
+            return True
+        except Unavailable as error:
+            logger.warning("store_awaited", error=error.message, **error.params)
+            try:
+                async with asyncio.timeout(RECOVER_PAUSE_S):
+                    await stop.wait()
+            except TimeoutError:
+                continue
+    return False
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            logger.warning("node_left_at_once", signal=number.name)
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    return stop
+
+
+@contextmanager
+def _only_node(data_dir: Path) -> Iterator[None]:
+    """Hold the directory's lock: two nodes never share a data directory."""
+    with (data_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StokerError(f"{data_dir}: another node uses this data directory") from None
+        yield
+
+
+def _kept_id(data_dir: Path) -> str:
+    """The node's name: made once, kept in its data directory."""
+    file = data_dir / "node_id"
+    try:
+        return file.read_text().strip()
+    except FileNotFoundError:
+        file.write_text(f"n-{uuid.uuid4()}")
+        return file.read_text()

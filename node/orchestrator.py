@@ -1,0 +1,145 @@
+"""What a door may ask of the node. Thin: rules are the guardian's, records the store's, work the runner's."""
+
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from node.errors import NotFound, Refusal, Rejected, Unavailable
+from node.guardian import Guardian
+from node.jobs import Caller, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
+from node.registry import Keeper, Registry
+from node.runner import Runner
+from node.service import StepFailed
+from node.store import Store
+
+log = structlog.get_logger()
+
+DRAIN_RETRY_S = 10.0
+
+
+class Orchestrator:
+    def __init__(self, *, store: Store, guardian: Guardian, registry: Registry, runner: Runner) -> None:
+        self._store = store
+        self._guardian = guardian
+        self._registry = registry
+        self._runner = runner
+        self._draining = False
+
+    def drain(self) -> None:
+        """Accept no more jobs; everything else goes on."""
+        self._draining = True
+
+    async def submit(self, request: JobRequest, caller: Caller) -> str:
+        """Accept a job; its id. Raises `Rejected`, or `Unavailable` when it could not be made durable."""
+        self._admit(request, caller)
+        (job_id,) = await self._store.submit(caller, [request])
+        _log_queued(job_id, request, caller)
+        return job_id
+
+    async def submit_batch(self, items: Sequence[JobRequest | Refusal], caller: Caller) -> list[str | Refusal]:
+        """Accept the good ones of a batch: in its place each one's id, or why it was refused."""
+        checked = [item if isinstance(item, Refusal) else self._checked(item, caller) for item in items]
+        good = [item for item in checked if isinstance(item, JobRequest)]
+        ids = iter(await self._store.submit(caller, good) if good else [])
+        answers: list[str | Refusal] = []
+        for item in checked:
+            if isinstance(item, Refusal):
+                answers.append(item)
+            else:
+                answers.append(job_id := next(ids))
+                _log_queued(job_id, item, caller)
+        return answers
+
+    def _checked(self, request: JobRequest, caller: Caller) -> JobRequest | Refusal:
+        try:
+            self._admit(request, caller)
+        except Refusal as refusal:
+            return refusal
+        return request
+
+    def _admit(self, request: JobRequest, caller: Caller) -> None:
+        if self._draining:
+            raise Unavailable("The node is shutting down", retry_after_s=DRAIN_RETRY_S)
+        self._guardian.admit(request, caller)
+
+    async def jobs(self, job_ids: Sequence[str], caller: Caller, *, intermediate: bool = False) -> list[Job]:
+        """The caller's jobs of these ids, in the order asked; those unknown, or another's, are left out."""
+        found = await self._store.get(job_ids, intermediate=intermediate)
+        return [job for job in found if job is not None and job.caller == caller.id]
+
+    async def ids(self, caller: Caller, *, pending: bool | None = None) -> list[str]:
+        """The caller's job ids, oldest first; only pending, only finished, or all."""
+        return await self._store.ids(caller.id, pending=pending)
+
+    async def stream(self, request: JobRequest, caller: Caller) -> AsyncIterator[bytes]:
+        """Run a chain of one container and relay what it sends. The first item is the job's id, alone.
+
+        The job is recorded from its start to its end, however that comes. Raises `StepFailed` with the cause when
+        the container fails; closing the iterator early, as for a client that went away, cancels the job.
+        """
+        self._admit(request, caller)
+        if len(request.containers) > 1:
+            raise Rejected("Streaming supports one container", containers=list(request.containers))
+        container = request.containers[0]
+        if not self._registry[container].ready:
+            raise Unavailable("Container not ready", retry_after_s=1, container=container)
+        job_id = str(uuid.uuid4())
+        async with self._runner.lanes[container].slot():
+            await self._store.open(caller, job_id, request.containers, State.RUNNING, data=request.data)
+            log.info("stream_started", job_id=job_id, caller=caller.id, container=container, state="running")
+            cancelled = ContainerError(container=container, error="cancelled: the client disconnected")
+            state, result = State.CANCELLED, cancelled
+            try:
+                yield job_id.encode()
+                parts: list[bytes] = []
+                service = self._registry[container].service
+                async for part in service.stream(request.data, requires_proof=request.requires_proof):
+                    parts.append(part)
+                    yield part
+                state, result = State.SUCCEEDED, _streamed(container, parts)
+            except StepFailed as failure:
+                state, result = State.FAILED, ContainerError(container=container, error=str(failure))
+                raise
+            finally:
+                await self._store.end(job_id, state, result)
+                log.info("stream_ended", job_id=job_id, caller=caller.id, container=container, state=state.value)
+
+    async def report(self, job_id: str, state: State, containers: Sequence[str], caller: Caller) -> None:
+        """Record the state of a job that was run by somebody else, or end one of ours. A terminal state stays."""
+        error = "reported as failed" if state is State.FAILED else ""
+        if await self._store.open(caller, job_id, containers, state, error=error) or not state.terminal:
+            return
+        result = ContainerError(container=containers[0] if containers else "", error=error) if error else None
+        if await self._store.end(job_id, state, result) is None:
+            raise NotFound("Job not found", id=job_id)
+        log.info("job_reported", job_id=job_id, caller=caller.id, state=state.value)
+
+    @property
+    def keepers(self) -> Mapping[str, Keeper]:
+        return self._registry.keepers
+
+    async def pending_count(self) -> int:
+        return await self._store.pending_count()
+
+    async def resources(self, model_id: str | None) -> dict[str, Any]:
+        """What each container says of its resources; those that say nothing are left out."""
+        return await self._registry.resources(model_id)
+
+    async def check(self) -> None:
+        """Can this node accept jobs now? Raises `Unavailable` with the reason."""
+        if self._draining:
+            raise Unavailable("The node is shutting down", retry_after_s=DRAIN_RETRY_S)
+        await self._store.ping()
+
+
+def _streamed(container: str, parts: list[bytes]) -> ContainerResult:
+    """What is kept of a stream: Infernet's `{"output": text}`."""
+    text = b"".join(parts).decode("utf-8", "replace")
+    return ContainerOutput(container=container, output=msgspec.json.encode({"output": text}))
+
+
+def _log_queued(job_id: str, request: JobRequest, caller: Caller) -> None:
+    log.info("job_queued", job_id=job_id, caller=caller.id, containers=request.containers, state="queued")

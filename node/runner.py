@@ -1,0 +1,67 @@
+"""Runs steps on this node: one lane per container, the renewal of what runs, and the drain at the end."""
+
+import asyncio
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from node.config import Runner as Settings
+from node.errors import Unavailable
+from node.lane import Lane
+from node.registry import Registry
+from node.store import Store
+
+log = structlog.get_logger()
+
+RENEWALS_PER_LEASE = 3
+
+
+class Runner:
+    """Serves the lanes while entered; leaving drains: takes nothing more, waits, hands back what is left."""
+
+    def __init__(self, registry: Registry, store: Store, settings: Settings) -> None:
+        self._store = store
+        self._settings = settings
+        self._lanes = {container: Lane(keeper, store) for container, keeper in registry.keepers.items()}
+
+    @property
+    def lanes(self) -> Mapping[str, Lane]:
+        return self._lanes
+
+    async def __aenter__(self) -> Self:
+        self._group = await asyncio.TaskGroup().__aenter__()
+        self._serving = [
+            self._group.create_task(lane.serve(), name=f"lane-{container}") for container, lane in self._lanes.items()
+        ]
+        self._renewal = self._group.create_task(self._renew(), name="renewal")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for lane in self._lanes.values():
+            lane.close()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=self._settings.drain_s)
+            for lane in self._lanes.values():
+                lane.abort()
+            await asyncio.wait(self._serving)
+        self._renewal.cancel()
+        await self._group.__aexit__(kind, error, trace)
+
+    async def _renew(self) -> None:
+        """Keep the leases of running steps; stop those that this node lost, by a cancel or a take-over."""
+        while True:
+            await asyncio.sleep(self._settings.lease_s / RENEWALS_PER_LEASE)
+            for lane in self._lanes.values():
+                if not lane.claims:
+                    continue
+                try:
+                    lost = await self._store.renew(lane.claims)
+                except Unavailable as error:
+                    log.warning("renewal_failed", lane=lane.container, error=str(error))
+                    continue
+                if lost:
+                    lane.abort(lost)
