@@ -1,0 +1,58 @@
+"""`stoker config`: look at a configuration without starting anything."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from node.config import Loaded
+
+MARKER = "<!-- From here on written by `stoker config docs FILE`; change node/config/models.py instead. -->\n"
+
+config_app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True)
+File = Annotated[Path | None, typer.Argument(help="Configuration file; found as `serve` finds it when not given.")]
+
+
+@config_app.command()
+def check(file: File = None) -> None:
+    """Tell every mistake of a configuration; exit code 2 if there is one."""
+    found, loaded = _load(file)
+    count = len(loaded.config.containers)
+    typer.echo(f"{found}: ok, {count} container{'' if count == 1 else 's'}")
+
+
+@config_app.command()
+def show(file: File = None) -> None:
+    """Print the configuration in effect, defaults included and secrets masked, as JSON."""
+    from node.config.faults import masked
+
+    _, loaded = _load(file)
+    typer.echo(json.dumps(masked(loaded.config.model_dump(mode="json")), indent=2))
+
+
+@config_app.command(hidden=True)
+def docs(file: Path) -> None:
+    """Write the reference of all keys into a Markdown page, below its marker."""
+    from node.config.schema import reference
+
+    head, _, _ = file.read_text("utf-8").partition(MARKER)
+    file.write_text(f"{head}{MARKER}\n{reference()}", "utf-8")
+
+
+def _load(file: Path | None) -> "tuple[Path, Loaded]":
+    """The file and what it says. Warnings and faults go to standard error; a fault ends the command."""
+    from node.config import find, load
+    from node.errors import ConfigError
+
+    try:
+        found = find(file, os.environ)
+        loaded = load(found)
+    except ConfigError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(2) from None
+    for warning in loaded.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    return found, loaded

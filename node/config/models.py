@@ -1,0 +1,307 @@
+"""What a configuration file may say: its sections, and for each value its type, limits, default and meaning.
+
+A section describes each value by itself; rules about several values together are in `checks`.
+"""
+
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
+
+MIB = 1024 * 1024
+
+
+class Words(str):
+    """What a value of a type is, for a reader: follows "expected" in a fault, and is a column of the reference page."""
+
+    __slots__ = ()
+
+
+class NotUsed:
+    """Marks a value that is read so that an Infernet file loads, and then has no effect. Giving it is a warning."""
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a truth value is no number")
+    return value
+
+
+def _network(value: Any) -> Any:
+    """An address alone is a network of one; host bits do not matter."""
+    if isinstance(value, str):
+        return ip_network(value, strict=False)
+    if isinstance(value, Network):
+        return value
+    raise ValueError("not a text")
+
+
+def _service_url(value: str) -> str:
+    _check_url(value, "http", "https")
+    return value
+
+
+def _redis_url(value: str) -> str:
+    if value.startswith("unix:///"):
+        return value
+    _check_url(value, "redis", "rediss")
+    return value
+
+
+def _check_url(value: str, *schemes: str) -> None:
+    parts = urlsplit(value)
+    if value and not (parts.scheme in schemes and parts.hostname and parts.port != 0):
+        raise ValueError("not such a URL")
+
+
+T = TypeVar("T")
+Unused = Annotated[T, NotUsed()]
+
+Network = IPv4Network | IPv6Network
+Networks = tuple[Annotated[Network, BeforeValidator(_network), Words("an IP address or network")], ...]
+Number = BeforeValidator(_number)
+Port = Annotated[int, Number, Field(ge=0, le=65535), Words("a port, 0 to 65535")]
+Seconds = Annotated[float, Number, Field(gt=0, allow_inf_nan=False), Words("seconds, more than 0")]
+Grace = Annotated[float, Number, Field(ge=0, allow_inf_nan=False), Words("seconds, 0 or more")]
+Bytes = Annotated[int, Number, Field(gt=0), Words("a number of bytes, 1 or more")]
+Count = Annotated[int, Number, Field(ge=1), Words("a whole number, 1 or more")]
+Natural = Annotated[int, Number, Field(ge=0), Words("a whole number, 0 or more")]
+Text = Annotated[str, Field(min_length=1), Words("text that is not empty")]
+Texts = dict[str, Annotated[str, Field(coerce_numbers_to_str=True), Words("text or a number")]]
+SecretText = Annotated[SecretStr, Field(min_length=1), Words("text that is not empty")]
+ServiceUrl = Annotated[str, AfterValidator(_service_url), Words("an http:// or https:// URL")]
+RedisUrl = Annotated[
+    str,
+    AfterValidator(_redis_url),
+    Words("a redis://, rediss:// or unix:/// URL (redis+sentinel:// and redis+cluster:// are not supported yet)"),
+]
+ContainerId = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
+    Words("1 to 128 letters, digits, dots, underscores or hyphens, the first a letter or digit"),
+]
+
+
+class Section(BaseModel):
+    """Common manners of every section: frozen, numbers may be strings, unknown keys are left out.
+
+    The dicts in it are not copied for each reader: nobody changes them.
+    A value `x_file` beside a value `x` is a file that holds `x`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+
+class RateLimit(Section):
+    """How many requests one caller may send to one route."""
+
+    num_requests: Count = Field(60, description="Requests per caller and route in one period.")
+    period: Seconds = Field(60, description="Length of the period, seconds.")
+
+
+class Server(Section):
+    """The HTTP side."""
+
+    host: Text = Field("127.0.0.1", description="Address to listen on.")
+    port: Port = Field(4000, description="Port to listen on; 0 takes a free one.")
+    insecure: bool = Field(False, description="Serve an address other than loopback although no API keys are set.")
+    rate_limit: RateLimit | None = Field(None, description="Limit per caller and route; none when absent.")
+    unknown_ids: Literal["404", "omit"] = Field(
+        "404",
+        description="`GET /api/jobs?id=` when no id is known: `404`, or `omit` for `200 []` as the original node does.",
+    )
+    status_networks: Networks = Field(
+        (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
+        description="Networks whose hosts may call `PUT /api/status`.",
+    )
+    max_body_bytes: Bytes = Field(16 * MIB, description="Largest request body; more is answered 413.")
+    max_batch_items: Count = Field(10_000, description="Most jobs in one batch; more is answered 413.")
+    max_chain: Count = Field(32, description="Most containers in one chain.")
+
+
+class Redis(Section):
+    """A Redis or Valkey server to use instead of the embedded one: by `url`, or by `host` and `port` as Infernet."""
+
+    url: RedisUrl = Field("", description="URL of the server; wins over `host` and `port`.", repr=False)
+    url_file: Path | None = Field(None, description="File that holds `url`.")
+    host: Text = Field("redis", description="Host name, when there is no `url`.")
+    port: Port = Field(6379, description="Port, when there is no `url`.")
+    username: str = Field("", description="ACL user, if not in the URL.")
+    password: SecretStr = Field(SecretStr(""), description="Password, if not in the URL.")
+    password_file: Path | None = Field(None, description="File that holds `password`.")
+    timeout_s: Seconds = Field(2, description="Longest wait for an answer on a request's path; then 503.")
+
+
+class Embedded(Section):
+    """The Valkey server that the node starts itself when there is no `redis` section."""
+
+    fsync: Literal["always", "everysec"] = Field(
+        "always", description="When the append-only file is forced to disk: before each answer, or every second."
+    )
+    max_memory_bytes: Natural = Field(0, description="Memory limit; 0 is none. At the limit submits are refused.")
+
+
+class Runner(Section):
+    """How work is taken and handed back."""
+
+    lease_s: Seconds = Field(30, description="A running step whose node has not renewed it for so long is taken over.")
+    reclaim_s: Seconds = Field(5, description="How often expired leases are looked for.")
+    max_deliveries: Count = Field(3, description="A step whose worker died so many times fails its job.")
+    drain_s: Grace = Field(
+        30, description="Grace for running steps at shutdown; what is not finished then is handed back to the queue."
+    )
+
+
+class Registry(Section):
+    """A container registry's account, for pulling images. Infernet's `docker` section."""
+
+    username: Text = Field(description="Account name.")
+    password: SecretText = Field(description="Password or token.")
+    password_file: Path | None = Field(None, description="File that holds `password`.")
+    registry: str = Field("", description="Registry host; Docker Hub when empty.")
+
+
+class Log(Section):
+    """Where the log goes. One JSON object or one console line per event."""
+
+    path: str = Field("", description="File to write as well as standard error; rotated. None when empty.")
+    max_file_size: Bytes = Field(2**30, description="Size at which the file is rotated, bytes.")
+    backup_count: Natural = Field(2, description="Rotated files kept.")
+    format: Literal["auto", "json", "console"] = Field("auto", description="`auto`: console on a terminal, else JSON.")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe event written.")
+
+
+class Chain(Section):
+    """Infernet's on-chain section. It is read so that such a file loads; the chain itself is not supported."""
+
+    enabled: bool = Field(False, description="Must be false. The section's other keys are not used.")
+
+
+class BackendName(StrEnum):
+    AUTO = "auto"
+    DOCKER = "docker"
+    PROCESS = "process"
+    REMOTE = "remote"
+
+
+class Build(Section):
+    """A folder with a `Dockerfile`; the process backend runs its `app.py` with its `requirements.txt`."""
+
+    context: Annotated[Path, Words("a folder that exists, seen from the configuration file")] = Field(
+        description="The folder; relative to the configuration file."
+    )
+    args: Texts = Field(default_factory=dict, description="Build arguments (Docker only).")
+
+    @field_validator("context")
+    @classmethod
+    def _existing(cls, context: Path, info: ValidationInfo) -> Path:
+        """`info.context` is the configuration file's folder; without one, the path is taken as it is."""
+        if info.context is None:
+            return context
+        folder: Path = (info.context / context).resolve()
+        if not folder.is_dir():
+            raise ValueError("no such folder")
+        return folder
+
+
+class Hardening(Section):
+    """What a Docker container may do. Every loosening is explicit, per container."""
+
+    profile: Literal["standard", "strict"] = Field(
+        "standard", description="`strict` adds a read-only root, a non-root user and no Internet."
+    )
+    memory_bytes: Annotated[
+        int, Number, Field(ge=6 * MIB), Words("a number of bytes, 6 MiB (6291456) or more: Docker refuses less")
+    ] = Field(2048 * MIB, description="Memory limit; swap is not added to it.")
+    cpus: Annotated[float, Number, Field(gt=0, allow_inf_nan=False), Words("a number, more than 0")] = Field(
+        2, description="Processors it may use."
+    )
+    pids: Count = Field(512, description="Processes and threads.")
+    cap_add: tuple[str, ...] = Field((), description="Linux capabilities given back after all are dropped.")
+    privileges: bool = Field(False, description="Allow gaining privileges (setuid programs).")
+    user: str = Field("", description="User to run as; the image's own when empty (strict: 65534).")
+    internet: bool | None = Field(None, description="Reach the Internet; by profile when absent.")
+    tmpfs_bytes: Bytes = Field(64 * MIB, description="Size of /tmp in the strict profile.")
+
+
+class ContainerSpec(Section):
+    """One service container: an `image`, a folder to `build`, or the `url` of a service that runs elsewhere."""
+
+    id: ContainerId = Field(description="Name in chains, unique.")
+    image: str = Field("", description="Image to run.")
+    url: ServiceUrl = Field("", description="Base URL of a service that runs elsewhere; then nothing is started.")
+    bearer: SecretStr = Field(SecretStr(""), description="Bearer token sent to `url`.")
+    bearer_file: Path | None = Field(None, description="File that holds `bearer`.")
+    port: Port = Field(
+        0, description="Port on 127.0.0.1 where the service is also published; 0: a free one, if needed."
+    )
+    external: bool = Field(True, description="May be the first container of a chain.")
+    gpu: bool = Field(False, description="Give it all GPUs.")
+    command: str = Field("", description="Command instead of the image's own.")
+    env: Texts = Field(default_factory=dict, description="Environment variables.")
+    volumes: tuple[str, ...] = Field((), description="Docker volumes: `host:container[:mode]`.")
+    description: str = Field("", description="For `/info`.")
+    allowed_ips: Networks = Field((), description="Addresses and networks that may use it; all when empty.")
+    allowed_addresses: Unused[tuple[str, ...]] = Field((), description="Infernet's on-chain rule.")
+    allowed_delegate_addresses: Unused[tuple[str, ...]] = Field((), description="Infernet's on-chain rule.")
+    accepted_payments: Unused[dict[str, int]] = Field(default_factory=dict, description="Infernet's on-chain prices.")
+    generates_proofs: bool = Field(False, description="May be the last of a chain that requires a proof.")
+    build: Build | None = Field(None, description="Folder to build instead of an `image`.")
+    backend: BackendName = Field(
+        BackendName.AUTO, description="How it is kept running; the node's `backend` by default."
+    )
+    concurrency: Count = Field(8, description="Steps that run in it at the same time, per node.")
+    timeout_s: Seconds = Field(180, description="Longest time of one step.")
+    max_output_bytes: Bytes = Field(32 * MIB, description="Largest reply.")
+    startup_timeout_s: Seconds = Field(120, description="Time to answer after its start; then it is restarted.")
+    stop_grace_s: Grace = Field(10, description="Time to stop before it is killed.")
+    hardening: Hardening = Field(default_factory=lambda: Hardening(), description="Docker limits and permissions.")
+
+
+class Config(Section):
+    """The whole file."""
+
+    node_id: str = Field("", description="Name of this node in logs and leases; made and kept in `data_dir` if empty.")
+    data_dir: Path = Field(
+        Path(".stoker"), description="Where the node keeps its files; relative to the working directory."
+    )
+    server: Server = Field(default_factory=lambda: Server(), description="The HTTP side.")
+    redis: Redis | None = Field(None, description="External server; the embedded one when absent.")
+    embedded: Embedded = Field(default_factory=lambda: Embedded(), description="The embedded server.")
+    runner: Runner = Field(default_factory=lambda: Runner(), description="How work is taken and handed back.")
+    backend: Literal["auto", "docker", "process"] = Field(
+        "auto", description="`auto`: Docker if its engine answers, else local processes for containers that can."
+    )
+    docker: Registry | None = Field(None, description="Account for pulling images; none when its values are empty.")
+    log: Log = Field(default_factory=lambda: Log(), description="Where the log goes.")
+    manage_containers: bool = Field(
+        True, description="False: containers run elsewhere, at `url` or on 127.0.0.1 at `port`; nothing is started."
+    )
+    startup_wait: Unused[Grace] = Field(
+        5, description="Infernet's sleep after starting containers; here readiness is probed."
+    )
+    forward_stats: Unused[bool] = Field(False, description="Infernet's telemetry; nothing is ever sent anywhere.")
+    chain: Chain = Field(default_factory=lambda: Chain(), description="Infernet's on-chain section.")
+    containers: tuple[ContainerSpec, ...] = Field((), description="The service containers.")
+
+    @field_validator("docker", mode="before")
+    @classmethod
+    def _account(cls, value: Any) -> Any:
+        """Infernet's samples carry the section with empty values; that is no account."""
+        return None if isinstance(value, dict) and not any(value.values()) else value
+
+    def container(self, container: str) -> ContainerSpec | None:
+        """The spec of a container id."""
+        return next((spec for spec in self.containers if spec.id == container), None)
