@@ -32,7 +32,7 @@ class ConfigError(StokerError):
 
 
 class BackendError(StokerError):
-    """A container cannot be brought up. `retry` is False when trying again cannot help until someone changes something."""
+    """A container cannot be brought up. `retry` is False when only a change by somebody can help."""
 
     def __init__(self, message: str, *, retry: bool = True) -> None:
         super().__init__(message)

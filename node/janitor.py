@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 
 class Janitor:
-    """Works on the lanes of the containers that this node serves, whoever claimed from them; periodically while entered."""
+    """Works on the lanes of the containers that this node serves, whoever claimed from them, while entered."""
 
     def __init__(self, store: Store, containers: list[str], settings: Settings) -> None:
         self._store = store

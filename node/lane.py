@@ -1,7 +1,7 @@
 """The lane of one container on this node: takes its steps from the queue, as many at a time as it has slots.
 
 A lane asks the store when something may be there: this process queued a step (told at once), a slot became free while
-more was waiting, or the lane's waiter saw an entry that another process queued. It asks nobody while it knows of nothing.
+more was waiting, or the lane's waiter saw an entry that another process queued.
 """
 
 import asyncio

@@ -8,7 +8,6 @@ import asyncio
 import fcntl
 import os
 import signal
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager

@@ -1,7 +1,7 @@
 """What a door may ask of the node. Thin: rules are the guardian's, records the store's, work the runner's."""
 
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -74,7 +74,7 @@ class Orchestrator:
         """The caller's job ids, oldest first; only pending, only finished, or all."""
         return await self._store.ids(caller.id, pending=pending)
 
-    async def stream(self, request: JobRequest, caller: Caller) -> AsyncIterator[bytes]:
+    async def stream(self, request: JobRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         """Run a chain of one container and relay what it sends. The first item is the job's id, alone.
 
         The job is recorded from its start to its end, however that comes. Raises `StepFailed` with the cause when
@@ -90,8 +90,8 @@ class Orchestrator:
         async with self._runner.lanes[container].slot():
             await self._store.open(caller, job_id, request.containers, State.RUNNING, data=request.data)
             log.info("stream_started", job_id=job_id, caller=caller.id, container=container, state="running")
-            cancelled = ContainerError(container=container, error="cancelled: the client disconnected")
-            state, result = State.CANCELLED, cancelled
+            state = State.CANCELLED
+            result: ContainerResult = ContainerError(container=container, error="cancelled: the client disconnected")
             try:
                 yield job_id.encode()
                 parts: list[bytes] = []

@@ -84,7 +84,7 @@ def split(raw: bytes) -> list[bytes]:
 def _split_leniently(raw: bytes) -> list[bytes]:
     text = raw.decode("utf-8", "surrogateescape")
     decoder = json.JSONDecoder(parse_int=len, parse_float=len, strict=False)
-    elements = []
+    elements: list[bytes] = []
     place = _skip(text, 0)
     if not text.startswith("[", place):
         raise NotStrict("not a list")

@@ -104,9 +104,7 @@ class Keeper:
         self._tell(Phase.STOPPED, "the node stopped it")
 
     async def _bring_up(self) -> None:
-        self._instance = instance = await self._backend.start(
-            self.spec, lambda words: self._tell(Phase.PULLING, words)
-        )
+        self._instance = instance = await self._backend.start(self.spec, lambda words: self._tell(Phase.PULLING, words))
         self._tell(Phase.STARTING, f"waiting for an answer on {instance.url}")
         self.service.url = instance.url
         gone = asyncio.create_task(instance.exited(), name=f"exit-of-{self.spec.id}")
@@ -185,9 +183,7 @@ class Registry:
     def __init__(self, config: Config, choose: Callable[[ContainerSpec], tuple[str, Backend]]) -> None:
         """choose: which backend, with its name, keeps a container running."""
         self._keepers = {
-            spec.id: Keeper(spec, backend, name)
-            for spec in config.containers
-            for name, backend in (choose(spec),)
+            spec.id: Keeper(spec, backend, name) for spec in config.containers for name, backend in (choose(spec),)
         }
 
     @property

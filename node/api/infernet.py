@@ -6,14 +6,14 @@ status, results come in the order asked, a bad item of a batch has its own error
 
 import contextlib
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 import structlog
 from aiohttp import web
 
 from node import __version__, payload
-from node.api.middleware import CALLER, read_json, refused, reply
+from node.api.middleware import CALLER, read_json, reply
 from node.config import Network, Server
 from node.errors import Forbidden, NotFound, Refusal, Rejected, TooLarge, Unavailable
 from node.jobs import ContainerError, ContainerResult, Job, JobRequest, State
@@ -30,6 +30,7 @@ STATUS = {
     State.FAILED: "failed",
     State.CANCELLED: "failed",
 }
+MAX_ID_CHARS = 128  # of an id that somebody else chose
 REPORTED = {"running": State.RUNNING, "success": State.SUCCEEDED, "failed": State.FAILED}
 
 
@@ -137,7 +138,7 @@ class Infernet:
         job_id, status, containers = body.get("id"), body.get("status"), body.get("containers")
         if not isinstance(status, str) or status not in REPORTED:
             raise Rejected("Status is invalid", allowed=sorted(REPORTED))
-        if not isinstance(job_id, str) or not 0 < len(job_id) <= 128 or not _strings(containers):
+        if not isinstance(job_id, str) or not 0 < len(job_id) <= MAX_ID_CHARS or not _strings(containers):
             raise Rejected("Could not store job status", reason="expected id (a string) and containers (strings)")
         await self._orchestrator.report(job_id, REPORTED[status], containers, request[CALLER])
         return reply(None)
@@ -191,7 +192,7 @@ def _unreadable(reason: str) -> Rejected:
     return Rejected("Could not parse message", reason=reason)
 
 
-def _strings(value: Any) -> bool:
+def _strings(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 

