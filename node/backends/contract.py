@@ -4,14 +4,19 @@ A backend brings one container up once. Deciding when to start again, how long t
 is not its business: the `registry` does that, in the same way for all backends.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Protocol, Self
 
 from node.config import ContainerSpec
 
 Progress = Callable[[str], None]
-"""Told what a slow start is doing, in words for an operator: `pulling image x: 12 of 40 MB`."""
+"""Told what a slow start is doing, in words for an operator: `pulling image x: 12 of 40 MB`.
+
+Called in the loop's thread."""
+
+LINE_CHARACTERS = 500
+"""Longest line of `log_tail`; the rest of the line is cut."""
 
 
 class Instance(Protocol):
@@ -25,12 +30,15 @@ class Instance(Protocol):
     async def exited(self) -> str:
         """Wait until it no longer runs; say why, in words: `exited with code 1`, `out of memory (limit 512 MiB)`.
 
-        Not knowing is not an exit: while the engine cannot be reached this keeps waiting.
+        Not knowing is not an exit: while the engine cannot be reached this keeps waiting. After `stop` it returns too.
         """
         ...
 
     async def log_tail(self, lines: int) -> list[str]:
-        """Its last output lines, oldest first, at most `lines` of them and each at most 500 characters."""
+        """Its last output lines, oldest first, at most `lines` of them and each at most `LINE_CHARACTERS` long.
+
+        Empty when nobody can tell them now.
+        """
         ...
 
     async def stop(self, grace_s: float) -> None:
@@ -39,7 +47,7 @@ class Instance(Protocol):
 
 
 class Backend(Protocol):
-    """Brings containers up. Used as an async context manager; leaving it frees what it holds itself (threads, sockets)."""
+    """Brings containers up. An async context manager: leaving it frees what it holds itself (threads, sockets)."""
 
     async def __aenter__(self) -> Self: ...
 
@@ -53,5 +61,12 @@ class Backend(Protocol):
         What this node left running in an earlier life with the same configuration is adopted, with another
         configuration replaced; what somebody else owns is never touched. Raises `BackendError`, and leaves nothing
         half-made behind.
+        """
+        ...
+
+    async def sweep(self, known: Collection[str]) -> list[str]:
+        """End what an earlier life of this node left running under container ids that are not in `known`.
+
+        Called once, before the first `start`. Returns what was ended, in words for an operator.
         """
         ...

@@ -1,0 +1,250 @@
+"""Brings containers up in a Docker engine, adopts what an earlier life of the node left there, takes them down."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Collection
+from functools import partial
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self
+
+from docker import APIClient
+from docker.errors import APIError, NotFound
+
+from node.backends.contract import Instance, Progress
+from node.backends.docker.engine import FAULTS, Engine, words
+from node.backends.docker.images import Images
+from node.backends.docker.networks import Networks
+from node.backends.docker.plan import CONTAINER, HASH, NODE, PORT, Mark, Network, Plan, internet, plan, refuse_mounts
+from node.backends.docker.watch import Watch
+from node.backends.output import tail
+from node.config import ContainerSpec, Registry
+from node.errors import BackendError
+
+SWEEP_GRACE_S = 10.0
+
+STOPPED = "stopped.invalid"
+"""Host of a container that has no address any more; the top-level name is reserved never to exist."""
+
+
+class DockerBackend:
+    """A `Backend` on a Docker engine: `base_url`, or what `DOCKER_HOST` and its companions say, or the usual socket.
+
+    What it makes is named `<prefix>-<node_id>-<container id>` and labelled; what lacks the labels is never touched.
+    `registry` is an account for pulling. `pull_patience_s` bounds the wait for a registry that does not answer, when
+    the image is on this machine.
+    """
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        registry: Registry | None = None,
+        prefix: str = "stoker",
+        base_url: str = "",
+        pull_patience_s: float = 10.0,
+    ) -> None:
+        self._mark = Mark(node_id=node_id, prefix=prefix)
+        self._engine = Engine(base_url=base_url)
+        self._images = Images(self._engine, mark=self._mark, registry=registry, patience_s=pull_patience_s)
+        self._networks = Networks(self._engine, self._mark)
+        self._watch = Watch(self._engine, self._mark)
+        self._cpus = 0
+
+    async def __aenter__(self) -> Self:
+        await self._engine.__aenter__()
+        self._tasks = asyncio.TaskGroup()
+        await self._tasks.__aenter__()
+        self._watching = [
+            self._tasks.create_task(self._watch.listen(), name="docker-listen"),
+            self._tasks.create_task(self._watch.look(), name="docker-look"),
+        ]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Containers run on, for the next life of the node to adopt; who wants them stopped stops them first."""
+        for task in self._watching:
+            task.cancel()
+        try:
+            await self._tasks.__aexit__(None, None, None)
+            if self._cpus:
+                await self._networks.remove()
+        finally:
+            await self._engine.__aexit__(kind, error, trace)
+
+    async def probe(self) -> str:
+        """The engine's version; `BackendError` says why there is none to be used."""
+        try:
+            return str((await self._engine.call(lambda client: client.version()))["Version"])
+        except APIError as error:
+            raise BackendError(f"the Docker engine at {self._engine.address} is no use: {words(error)}") from error
+
+    async def start(self, spec: ContainerSpec, progress: Progress) -> Instance:
+        try:
+            return await self._start(spec, progress)
+        except APIError as error:
+            # 400 is about what was asked; it will be answered the same way until the configuration changes.
+            raise BackendError(f"container {spec.id}: {words(error)}", retry=error.status_code != 400) from error
+
+    async def sweep(self, known: Collection[str]) -> list[str]:
+        label = f"{NODE}={self._mark.node_id}"
+        try:
+            listed = await self._engine.call(lambda client: client.containers(all=True, filters={"label": label}))
+            orphans = [each for each in listed if each["Labels"].get(CONTAINER) not in known]
+            await asyncio.gather(*(_remove(self._engine, each["Id"], SWEEP_GRACE_S) for each in orphans))
+        except APIError as error:
+            raise BackendError(f"cannot remove containers of an earlier life: {words(error)}") from error
+        return [f"container {each['Names'][0].removeprefix('/')}" for each in orphans]
+
+    async def _start(self, spec: ContainerSpec, progress: Progress) -> Instance:
+        await self._engine.thread(partial(refuse_mounts, spec, self._engine.address))
+        await self._found(spec)
+        image = await self._images.find(spec, progress)
+        network = await self._networks.get(internet=internet(spec))
+        planned = plan(spec, mark=self._mark, image=image, network=network, cpus=await self._processors())
+        found = await self._found(spec)
+        if found is not None:
+            if found["State"]["Running"] and found["Config"]["Labels"].get(HASH) == planned.hash:
+                progress(f"adopting container {planned.name}")
+                return self._instance(found, network)
+            progress(f"replacing container {planned.name}")
+            await _remove(self._engine, found["Id"], spec.stop_grace_s)
+        return self._instance(await self._bring_up(spec, planned, progress), network)
+
+    async def _found(self, spec: ContainerSpec) -> dict[str, Any] | None:
+        """What the engine has under the container's name; `BackendError` if it is somebody else's."""
+        name = self._mark.name(spec.id)
+        try:
+            found: dict[str, Any] = await self._engine.call(lambda client: client.inspect_container(name))
+        except NotFound:
+            return None
+        if not self._mark.is_on(found["Config"]["Labels"], spec.id):
+            raise BackendError(
+                f"container {spec.id}: there is a Docker container {name} that this node did not make and does not "
+                f"touch: remove it (docker rm -f {name}), rename it, or change `node_id`"
+            )
+        return found
+
+    async def _processors(self) -> int:
+        if not self._cpus:
+            self._cpus = (await self._engine.call(lambda client: client.info()))["NCPU"]
+        return self._cpus
+
+    async def _bring_up(self, spec: ContainerSpec, planned: Plan, progress: Progress) -> dict[str, Any]:
+        made = asyncio.ensure_future(self._engine.call(partial(_create, planned=planned)))
+        try:
+            found, warnings = await asyncio.shield(made)
+        except asyncio.CancelledError:
+            # The thread goes on whatever we do: wait for it, and leave nothing behind.
+            await asyncio.wait([made])
+            if made.exception() is None:
+                await _remove(self._engine, made.result()[0]["Id"], 0)
+            raise
+        except APIError as error:
+            raise _explained(spec, error) from error
+        for warning in warnings:
+            progress(f"container {planned.name}: {warning}")
+        return found
+
+    def _instance(self, found: dict[str, Any], network: Network) -> "DockerInstance":
+        container = found["Id"]
+        return DockerInstance(
+            engine=self._engine, watch=self._watch, container=container, url=_url(found["NetworkSettings"], network)
+        )
+
+
+class DockerInstance:
+    """A running container, by its engine id: one that was made anew under the same name is another instance."""
+
+    def __init__(self, *, engine: Engine, watch: Watch, container: str, url: str) -> None:
+        self._engine = engine
+        self._watch = watch
+        self._container = container
+        self._url = url
+        self._exit = watch.add(container)
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    async def exited(self) -> str:
+        return await asyncio.shield(self._exit)
+
+    async def log_tail(self, lines: int) -> list[str]:
+        if lines <= 0:
+            return []
+        try:
+            output = await self._engine.call(lambda client: client.logs(self._container, tail=lines))
+        except (APIError, BackendError):
+            return []
+        return tail(output, lines)
+
+    async def stop(self, grace_s: float) -> None:
+        try:
+            await _remove(self._engine, self._container, grace_s)
+        except APIError as error:
+            raise BackendError(f"cannot remove the container: {words(error)}") from error
+        self._watch.forget(self._container, "stopped")
+
+
+def _create(client: APIClient, planned: Plan) -> tuple[dict[str, Any], list[str]]:
+    """Create and start a container: what the engine then says of it, and its warnings. All or nothing."""
+    made = client.create_container(
+        name=planned.name,
+        labels=planned.labels | {HASH: planned.hash},
+        host_config=client.create_host_config(**planned.host),
+        **planned.config,
+    )
+    try:
+        client.start(made["Id"])
+        return client.inspect_container(made["Id"]), made.get("Warnings") or []
+    except BaseException:
+        # A start that failed leaves the container behind as `created`, and with it the name.
+        with contextlib.suppress(*FAULTS):
+            client.remove_container(made["Id"], force=True, v=True)
+        raise
+
+
+async def _remove(engine: Engine, container: str, grace_s: float) -> None:
+    """Stop and remove. Already stopped, gone, or being removed is as good."""
+    wait_s = math.ceil(grace_s)
+
+    def work(client: APIClient) -> None:
+        with contextlib.suppress(APIError):
+            client.stop(container, timeout=wait_s)
+        try:
+            client.remove_container(container, force=True, v=True)
+        except APIError as error:
+            if error.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+                raise
+
+    await engine.call(work, extra_s=wait_s)
+
+
+def _url(settings: dict[str, Any], network: Network) -> str:
+    """Where the node reaches the service; a name that leads nowhere for one that has already stopped."""
+    if network.direct:
+        address = settings["Networks"].get(network.name, {}).get("IPAddress") or STOPPED
+        return f"http://{address}:{PORT}"
+    published = (settings["Ports"] or {}).get(f"{PORT}/tcp") or [{"HostIp": STOPPED, "HostPort": PORT}]
+    return f"http://{published[0]['HostIp']}:{published[0]['HostPort']}"
+
+
+def _explained(spec: ContainerSpec, error: APIError) -> Exception:
+    """The engine's refusal to start, with what to do about it where that is known."""
+    said = words(error)
+    if "port is already allocated" in said or "address already in use" in said:
+        return BackendError(
+            f"container {spec.id}: port {spec.port} on 127.0.0.1 is taken: free it, choose another `port`, or leave "
+            "`port` out, for the node does not need it"
+        )
+    if "could not select device driver" in said:
+        return BackendError(
+            f"container {spec.id}: the Docker engine cannot give it a GPU: install the NVIDIA container toolkit, or "
+            "set `gpu` to false",
+            retry=False,
+        )
+    return error

@@ -1,0 +1,84 @@
+"""A Python environment for a service's `requirements.txt`: made once, kept until the file or the Python changes."""
+
+import asyncio
+import hashlib
+import importlib.util
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from node.backends.contract import Progress
+from node.backends.output import Pace
+from node.backends.process.child import Child
+from node.errors import BackendError
+
+INSTALL_S = 900.0
+"""Longest time for making one environment."""
+
+ERROR_LINES = 15
+"""Lines of output quoted when that fails."""
+
+COMPLETE = ".complete"
+"""File that is written last. An environment without it is half made, and is made again.
+
+Not a rename at the end, because the scripts of an environment hold its path.
+"""
+
+
+async def prepare(folder: Path, container: str, context: Path, env: Mapping[str, str], progress: Progress) -> Path:
+    """The Python of the environment for `context`, kept in `folder`. `BackendError` holds the last lines of output."""
+    wanted = await asyncio.to_thread(_wanted, context)
+    target = folder / f"{container}-{hashlib.sha256(wanted).hexdigest()[:12]}"
+    python = target / "bin" / "python"
+    if await asyncio.to_thread((target / COMPLETE).is_file):
+        return python
+    progress(f"making a Python environment for {container}")
+    await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
+    try:
+        async with asyncio.timeout(INSTALL_S):
+            await _make(target, context, env, Pace(progress))
+    except TimeoutError:
+        raise BackendError(f"the Python environment for {container} was not made within {INSTALL_S:g} s") from None
+    await asyncio.to_thread(_finish, target, container)
+    return python
+
+
+def _wanted(context: Path) -> bytes:
+    """All that the environment depends on."""
+    requirements = context / "requirements.txt"
+    content = requirements.read_bytes() if requirements.is_file() else b""
+    return b"\0".join([content, sys.version.encode(), sys.executable.encode()])
+
+
+async def _make(target: Path, context: Path, env: Mapping[str, str], pace: Pace) -> None:
+    install = (context / "requirements.txt").is_file()
+    # A pip of the node's own installs into any environment, and making one there takes five seconds.
+    own_pip = importlib.util.find_spec("pip") is not None
+    options = ["--without-pip"] if own_pip or not install else []
+    await _run([sys.executable, "-m", "venv", *options, str(target)], context, env, pace)
+    if install:
+        python = str(target / "bin" / "python")
+        pip = [sys.executable, "-m", "pip", "--python", python] if own_pip else [python, "-m", "pip"]
+        quiet = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+        await _run([*pip, "install", *quiet, "-r", "requirements.txt"], context, env, pace)
+
+
+async def _run(command: Sequence[str], cwd: Path, env: Mapping[str, str], pace: Pace) -> None:
+    child = await Child.spawn(command, cwd=cwd, env=env, heard=pace)
+    try:
+        how = await child.wait()
+    finally:
+        await child.end(0)
+    if how != "exited with code 0":
+        said = "\n".join(child.tail(ERROR_LINES))
+        raise BackendError(f"`{' '.join(command)}` in {cwd} {how}:\n{said}")
+
+
+def _finish(target: Path, container: str) -> None:
+    (target / COMPLETE).touch()
+    former = re.compile(re.escape(container) + "-[0-9a-f]{12}")
+    for other in target.parent.iterdir():
+        if former.fullmatch(other.name) and other != target:
+            shutil.rmtree(other, ignore_errors=True)
