@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator
 from difflib import get_close_matches
 from ipaddress import ip_address
+from typing import Any
 
 from node.config.faults import Fault, Loc, path, quoted
-from node.config.models import BackendName, Chain, Config, ContainerSpec
+from node.config.models import BackendName, Chain, Config, ContainerSpec, Section
 from node.config.schema import sections, unused
 from node.config.syntax import Tree
 
@@ -29,15 +30,27 @@ def warnings(tree: Tree) -> Iterator[str]:
     """What a file says in vain: unknown keys, and known ones that have no effect."""
     for model, section, loc in sections(tree):
         for key, value in section.items():
-            field = model.model_fields.get(key)
-            if model is Chain and field is None and value is not None:
-                yield f"{path((*loc, key))}: not used: on-chain work is not supported"
-            elif field is None:
-                yield f"{path((*loc, key))}: unknown key, left out{_nearest(key, list(model.model_fields))}"
-            elif unused(field) and value:
-                yield f"{path((*loc, key))}: not used: {field.description}"
+            if reason := _in_vain(model, key, value):
+                yield f"{path((*loc, key))}: {reason}"
         if model is ContainerSpec:
             yield from _overruled(section, loc)
+
+
+def _in_vain(model: type[Section], key: str, value: Any) -> str:
+    field = model.model_fields.get(key)
+    if field is not None:
+        return f"not used: {field.description}".rstrip(".") if unused(field) and value else ""
+    if model is Chain:
+        return "" if value is None else "not used: on-chain work is not supported"
+    nearest = get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
+    return "unknown key, left out" + (f'; did you mean "{nearest[0]}"?' if nearest else "")
+
+
+def _overruled(section: Tree, loc: Loc) -> Iterator[str]:
+    winner = next((key for key in ("url", "build") if section.get(key)), "")
+    for key in ("image", "build"):
+        if winner and key != winner and section.get(key):
+            yield f"{path((*loc, key))}: not used: {winner} is given and wins"
 
 
 def _loopback(host: str) -> bool:
@@ -72,21 +85,9 @@ def _nowhere(loc: Loc, spec: ContainerSpec, managed: bool) -> Iterator[Fault]:
     """A container that is neither somewhere nor can be started."""
     if spec.url:
         return
-    if spec.backend is BackendName.REMOTE:
-        yield Fault(loc=(*loc, "backend"), found='"remote"', expected="a url beside it")
-    elif managed and not (spec.image or spec.build):
-        yield Fault(loc=loc, found="no image, build or url", expected="one of them")
-    elif not managed and not spec.port:
-        yield Fault(loc=loc, found="no url or port", expected="one of them, since manage_containers is false")
-
-
-def _overruled(section: Tree, loc: Loc) -> Iterator[str]:
-    winner = next((key for key in ("url", "build") if section.get(key)), "")
-    for key in ("image", "build"):
-        if winner and key != winner and section.get(key):
-            yield f"{path((*loc, key))}: not used: {winner} is given and wins"
-
-
-def _nearest(key: str, known: list[str]) -> str:
-    nearest = get_close_matches(key, known, n=1, cutoff=0.5)
-    return f'; did you mean "{nearest[0]}"?' if nearest else ""
+    elsewhere = "manage_containers is false" if not managed else "its backend is remote"
+    if managed and spec.backend is not BackendName.REMOTE:
+        if not (spec.image or spec.build):
+            yield Fault(loc=loc, found="no image, build or url", expected="one of them")
+    elif not spec.port:
+        yield Fault(loc=loc, found="no url or port", expected=f"one of them, since {elsewhere}")

@@ -29,12 +29,12 @@ class Fault:
 
 
 class Faults(list[Fault]):
-    """The faults of one file, without mere consequences of each other."""
+    """The faults of one file, one for each place."""
 
     def note(self, faults: Iterable[Fault]) -> None:
-        """Add faults, but none of a place where, or inside which, something is known to be wrong."""
+        """Add faults, but no second one for a place: it would only be a consequence of the first."""
         for fault in faults:
-            if not any(known.loc[: len(fault.loc)] == fault.loc for known in self):
+            if all(fault.loc != known.loc for known in self):
                 self.append(fault)
 
 
