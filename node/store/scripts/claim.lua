@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Take steps from a lane and begin them.
 -- KEYS  1 lane
 -- ARGV  1 consumer  2 how many at most  3 key prefix of the store

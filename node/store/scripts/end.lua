@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- End a job from outside its chain: a cancel, a reported status, a stream's end, a node's start after a crash.
 -- KEYS  1 job  2 live  3 ended
 -- ARGV  1 job id  2 state  3 error, or ''  4 container that failed, or ''  5 output, JSON, or ''  6 key prefix of the store

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Record the outcome of a running step, and queue the next step or end the job.
 -- KEYS  1 job  2 lane of the step  3 lane of the next step (any lane when there is none)
 --       4 live  5 pending of the caller  6 finished of the caller  7 ended

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Take back steps whose lease is over, and queue them again; fail the jobs whose worker died too often.
 -- KEYS  1 lane  2 live  3 ended
 -- ARGV  1 idle time that ends a lease, milliseconds  2 only this consumer's, or ''  3 how many entries at most

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Hand a running step back to its lane, as a node does that stops before the step is done.
 -- KEYS  1 job  2 lane
 -- ARGV  1 job id  2 entry  3 attempt  4 step

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Prolong the lease of a running step: its entry counts as fresh again.
 -- KEYS  1 job  2 lane
 -- ARGV  1 consumer  2 entry  3 attempt
