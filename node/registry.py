@@ -210,7 +210,7 @@ class Registry:
         for task in self._keeping:
             task.cancel()
         try:
-            await self._group.__aexit__(kind, error, trace)
+            await self._group.__aexit__(None, None, None)
         finally:
             await self._stop()
 

@@ -49,7 +49,7 @@ class Runner:
                 lane.abort()
             await asyncio.wait(self._serving)
         self._renewal.cancel()
-        await self._group.__aexit__(kind, error, trace)
+        await self._group.__aexit__(None, None, None)
 
     async def _renew(self) -> None:
         """Keep the leases of running steps; stop those that this node lost, by a cancel or a take-over."""

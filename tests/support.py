@@ -46,6 +46,18 @@ async def eventually(what: Any, *, seconds: float = READY_S, message: str = "the
     return answer
 
 
+def stoker(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "node", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        timeout=READY_S,
+        check=False,
+    )
+
+
 class RedisServer:
     """A server process on a TCP port, with its append-only file on."""
 
@@ -173,7 +185,11 @@ class Node:
 
     async def __aenter__(self) -> Self:
         self.session = aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=READY_S))
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(

@@ -64,7 +64,7 @@ class Embedded:
     ) -> None:
         self._keeper.cancel()
         try:
-            await self._tasks.__aexit__(kind, error, trace)
+            await self._tasks.__aexit__(None, None, None)
         finally:
             await self._stop()
             os.close(self._directory_fd)

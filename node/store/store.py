@@ -63,7 +63,7 @@ class Store:
     ) -> None:
         self._sender.cancel()
         try:
-            await self._tasks.__aexit__(kind, error, trace)
+            await self._tasks.__aexit__(None, None, None)
         finally:
             await self._client.aclose()
 

@@ -1,0 +1,83 @@
+"""Lanes: slots are the limit, slow containers delay only themselves, and a lane looks when there is something to see."""
+
+import asyncio
+from pathlib import Path
+
+from tests.support import Echo, Node, RedisServer, eventually
+
+
+async def test_never_more_at_once_than_the_concurrency_of_the_container(tmp_path: Path) -> None:
+    with Echo() as echo:
+        async with Node(tmp_path, echo.containers("a", concurrency=3)) as node:
+            body = [{"containers": ["a"], "data": {"key": str(i), "sleep_s": 0.01}} for i in range(60)]
+            ids = [answer["id"] for answer in await node.post("/api/jobs/batch", body)]
+            results = [await node.result(job_id) for job_id in ids]
+        assert {result["status"] for result in results} == {"success"}
+        counts = echo.counts()
+        assert counts["most"] == 3
+        assert set(counts["calls"].values()) == {1}
+
+
+async def test_a_container_without_a_free_slot_delays_only_its_own_jobs(node: Node, echo: Echo) -> None:
+    body = [{"containers": ["a"], "data": {"key": f"stuck-{i}", "wait_for": "stuck"}} for i in range(50)]
+    stuck = [answer["id"] for answer in await node.post("/api/jobs/batch", body)]
+    assert (await node.run(["b", "c"], {"x": 1}))["status"] == "success"
+    echo.release("stuck")
+    assert {(await node.result(job_id))["status"] for job_id in stuck} == {"success"}
+
+
+async def test_a_job_for_a_container_that_is_not_ready_waits(tmp_path: Path, echo: Echo) -> None:
+    late = Echo()
+    async with Node(tmp_path, echo.containers("a")) as node:
+        node.kill()
+        node.config["containers"] += late.containers("late")
+        await node.start(ready=False)
+        job_id = await node.submit(["a", "late"], {"x": 1})
+
+        async def waits() -> bool:
+            (job,) = await node.get(f"/api/jobs?id={job_id}&intermediate=true")
+            return bool(job["intermediate_results"])
+
+        await eventually(waits)
+        info = await node.get("/info?verbose=true")
+        assert {each["id"]: each["state"] for each in info["containers"]}["late"] != "ready"
+        assert [each["id"] for each in (await node.get("/info"))["containers"]] == ["a"]
+        with late:
+            assert (await node.result(job_id))["status"] == "success"
+
+
+async def test_two_nodes_on_one_server_share_the_lanes(tmp_path: Path, echo: Echo) -> None:
+    """A chain crosses nodes: each claims only from the lanes of the containers that it has."""
+    with RedisServer("valkey", tmp_path / "redis") as server:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        redis = {"url": server.url}
+        inner = echo.containers("b", external=False)
+        both = echo.containers("a") + [spec | {"backend": "auto"} for spec in inner]
+        async with Node(tmp_path / "one", both, redis=redis) as one, Node(tmp_path / "two", inner, redis=redis) as two:
+            jobs = [{"containers": ["a", "b"], "data": {"i": i, "sleep_s": 0.01}} for i in range(100)]
+            ids = [answer["id"] for answer in await one.post("/api/jobs/batch", jobs)]
+            results = [await one.result(job_id) for job_id in ids]
+            assert {result["status"] for result in results} == {"success"}
+            done = [{event["job_id"] for event in node.events("step_finished")} for node in (one, two)]
+        assert done[0] | done[1] == set(ids)
+        assert done[1], "the second node took nothing"
+
+
+async def test_a_dead_nodes_steps_are_taken_over_by_another(tmp_path: Path, echo: Echo) -> None:
+    with RedisServer("valkey", tmp_path / "redis") as server:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        more = {"redis": {"url": server.url}, "runner": {"lease_s": 1, "reclaim_s": 0.2}}
+        async with Node(tmp_path / "one", echo.containers("a"), **more) as one:
+            job_id = await one.submit(["a"], {"key": "orphan", "wait_for": "orphan"})
+
+            async def called() -> bool:
+                return "orphan" in echo.counts()["calls"]
+
+            await eventually(called)
+            await asyncio.to_thread(one.kill)
+            async with Node(tmp_path / "two", echo.containers("a"), **more) as two:
+                echo.release("orphan")
+                assert (await two.result(job_id, seconds=10))["status"] == "success"
+                assert [event["job_id"] for event in two.events("step_reclaimed")] == [job_id]
