@@ -69,8 +69,8 @@ def kind(value: Any) -> str:
 
 
 def quoted(value: Any, loc: Loc) -> str:
-    """A faulty value as JSON, shortened; only its kind when it is long or may be a secret."""
-    secret = any(is_secret(part) or part in ("env", "args") for part in loc if isinstance(part, str))
+    """A faulty value as JSON, shortened; only its kind when it has parts or may be a secret."""
+    secret = any(is_secret(part) for part in loc if isinstance(part, str))
     if value != "" and (secret or isinstance(value, dict | list)):
         return kind(value)
     text = json.dumps(masked(value), default=str)

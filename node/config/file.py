@@ -37,7 +37,7 @@ def find(given: Path | None, environ: Mapping[str, str]) -> Path:
     Raises `ConfigError` when it is not there: whoever names a file does not want another one.
     """
     places = {
-        "--config": given,
+        "command line": given,
         "STOKER_CONFIG": environ.get("STOKER_CONFIG"),
         "INFERNET_CONFIG_PATH": environ.get("INFERNET_CONFIG_PATH"),
         "the default": "config.json",

@@ -56,7 +56,7 @@ def test_mistakes_end_a_command_with_code_2(command: str) -> None:
 def test_a_file_that_is_not_there_ends_a_command_with_code_2(command: str) -> None:
     result = run.invoke(config_app, [command])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("config.json: found no file, expected the configuration (--config: not given, ")
+    assert result.stderr.startswith("config.json: found no file, expected the configuration (command line: not given, ")
     assert len(result.stderr.splitlines()) == 1
 
 
