@@ -199,6 +199,10 @@ def test_overrides_win_over_the_file_and_its_mistakes(write: Write, tmp_path: Pa
     assert (config.redis.url, config.log.level) == ("redis://h", "debug")
 
 
+def test_an_override_of_none_leaves_the_file_alone(write: Write) -> None:
+    assert load(write({}), {"redis.url": None, "server.port": None}) == load(write({}))
+
+
 def test_an_override_is_checked_as_the_file_is(write: Write) -> None:
     file = write({})
     with pytest.raises(ConfigError) as caught:
@@ -305,7 +309,7 @@ def test_a_file_with_secrets_that_everybody_may_read_is_a_warning(
     file = write(tree)
     assert load(file, environ={"P": "p"}).warnings == ()
     file.chmod(0o644)
-    expected = [f"everybody on this machine may read it, and it holds secrets ({warned}): take it from others"]
+    expected = [f"everybody on this machine may read it, and it holds secrets ({warned}): chmod 600 is better"]
     assert warnings_of(load(file, environ={"P": "p"}), file) == (expected if warned else [])
 
 

@@ -83,18 +83,20 @@ def _exposed(tree: Tree, file: Path) -> Iterator[str]:
     texts = [(loc, value) for loc, value in walk(tree) if isinstance(value, str) and "${" not in value]
     secrets = [path(loc) for loc, value in texts if masked(value, str(loc[-1])) != value]
     if secrets:
-        yield f"everybody on this machine may read it, and it holds secrets ({', '.join(secrets)}): take it from others"
+        yield f"everybody on this machine may read it, and it holds secrets ({', '.join(secrets)}): chmod 600 is better"
 
 
 def _override(tree: Tree, overrides: Mapping[str, Any]) -> None:
     for dotted, value in overrides.items():
+        if value is None:
+            continue
         *way, last = dotted.split(".")
         section: Any = tree
         for key in way:
             if isinstance(section, dict) and section.get(key) is None:
                 section[key] = {}
             section = section[key] if isinstance(section, dict) else None
-        if isinstance(section, dict) and value is not None:
+        if isinstance(section, dict):
             section[last] = value
             section.pop(f"{last}_file", None)
 
