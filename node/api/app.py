@@ -40,7 +40,8 @@ async def serving(app: web.Application, settings: Server) -> AsyncIterator[str]:
         try:
             await site.start()
         except OSError as error:
-            raise StokerError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
+            reason = (error.strerror or str(error)).rpartition(": ")[2]  # the loop repeats the address before it
+            raise StokerError(f"cannot listen on {settings.host}:{settings.port}: {reason}") from None
         host, port = runner.addresses[0][:2]
         yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:

@@ -25,6 +25,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on, instead of the file's.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on, instead of the file's; 0: a free one.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where the node keeps its files.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, docker or process, instead of the file's.")] = None,
 ) -> None:
     """Run the node in the foreground, until SIGTERM or Ctrl-C."""
     import os
@@ -33,7 +34,7 @@ def serve(
     from node.errors import ConfigError, StokerError
     from node.main import serve as serve_node
 
-    given = {"server.host": host, "server.port": port, "data_dir": data_dir}
+    given = {"server.host": host, "server.port": port, "data_dir": data_dir, "backend": backend}
     overrides = {name: value for name, value in given.items() if value is not None}
     try:
         serve_node(load(find(config, os.environ), overrides), _announce)
@@ -43,6 +44,26 @@ def serve(
         raise typer.Exit(2) from None
     except StokerError as error:
         typer.echo(f"stoker: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def demo(
+    config: Annotated[Path, typer.Option("--config", "-c", help="Its containers are the chain.")] = Path(
+        "containers/demo.json"
+    ),
+    document: Annotated[Path, typer.Option(help="The text to work on.")] = Path("containers/example.txt"),
+    backend: Annotated[str, typer.Option(help="auto, docker or process.")] = "auto",
+    data_dir: Annotated[Path, typer.Option(help="Where its node keeps its files.")] = Path(".stoker/demo"),
+) -> None:
+    """Start a node with three real services, run one job through them, print its result, stop everything."""
+    from node.cli.demo import DemoFailed
+    from node.cli.demo import run as run_demo
+
+    try:
+        run_demo(config, document, backend, data_dir)
+    except DemoFailed as error:
+        typer.echo(f"stoker demo: {error}", err=True)
         raise typer.Exit(1) from None
 
 
