@@ -14,13 +14,12 @@ import structlog
 from node.errors import Unavailable
 from node.jobs import Claim, ContainerError, ContainerResult, State
 from node.registry import Keeper
-from node.store import Store
+from node.store import Store, insist
 
 log = structlog.get_logger()
 
 WAIT_S = 5.0  # one blocking read; also how soon a lost group or entry is noticed
-RETRY_FIRST_S = 0.1
-RETRY_MAX_S = 2.0
+RETRY_S = 0.5  # after a claim or a wait that the store did not answer
 
 
 class Lane:
@@ -101,7 +100,7 @@ class Lane:
         except Unavailable:
             self._maybe_more = True
             self._leave(slots)
-            await asyncio.sleep(RETRY_FIRST_S)
+            await asyncio.sleep(RETRY_S)
             return
         self._leave(slots - len(claims))
         for claim in claims:
@@ -131,7 +130,7 @@ class Lane:
                 try:
                     await waiter.wait(tail, WAIT_S)
                 except Unavailable:
-                    await asyncio.sleep(RETRY_MAX_S)
+                    await asyncio.sleep(RETRY_S)
                 self._told()
         finally:
             await waiter.close()
@@ -140,21 +139,11 @@ class Lane:
         began = time.monotonic()
         try:
             result = await self._keeper.service.call(claim.input, requires_proof=claim.requires_proof)
-            state = await self._record(claim, result)
+            state = await insist(lambda: self._store.finish(claim, result))
         except asyncio.CancelledError:
             await self._hand_back(claim)
             return
         _log_step(claim, result, state, time.monotonic() - began)
-
-    async def _record(self, claim: Claim, result: ContainerResult) -> State | None:
-        """Until the store has it: a finished step is not run again because the store was away for a while."""
-        pause_s = RETRY_FIRST_S
-        while True:
-            try:
-                return await self._store.finish(claim, result)
-            except Unavailable:
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, RETRY_MAX_S)
 
     async def _hand_back(self, claim: Claim) -> None:
         try:

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from node.jobs import Caller, ContainerError, ContainerOutput, ContainerResult, 
 from node.registry import Keeper, Registry
 from node.runner import Runner
 from node.service import StepFailed
-from node.store import Store
+from node.store import Store, insist
 
 log = structlog.get_logger()
 
@@ -104,7 +105,7 @@ class Orchestrator:
                 state, result = State.FAILED, ContainerError(container=container, error=str(failure))
                 raise
             finally:
-                await self._store.end(job_id, state, result)
+                await insist(partial(self._store.end, job_id, state, result))
                 log.info("stream_ended", job_id=job_id, caller=caller.id, container=container, state=state.value)
 
     async def report(self, job_id: str, state: State, containers: Sequence[str], caller: Caller) -> None:

@@ -92,6 +92,9 @@ class Keeper:
                 await self._failed(phase, str(error))
                 if not error.retry:
                     backoff_s = BACKOFF_MAX_S
+            except Exception as error:  # a fault in one backend leaves the other containers alone
+                log.exception("container_keeper_failed", container=self.spec.id)
+                await self._failed(Phase.FAILED, f"internal error: {error or type(error).__name__}")
             if time.monotonic() - began > BACKOFF_MAX_S:
                 backoff_s = BACKOFF_FIRST_S  # it ran well for a while
             await asyncio.sleep(backoff_s)

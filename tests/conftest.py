@@ -1,4 +1,4 @@
-"""What all tests share: real servers, real nodes, a real service; and the loud list of what this machine could not run."""
+"""What all tests share: real servers, real nodes, a real service; and the list of what this machine could not run."""
 
 import os
 import shutil

@@ -75,8 +75,11 @@ class RedisServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
-                + ["--appendonly", "yes", "--save", "", *self.options],
+                [
+                    self.binary,
+                    *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
+                    *("--appendonly", "yes", "--save", "", *self.options),
+                ],
                 stdout=log,
                 stderr=log,
             )

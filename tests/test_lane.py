@@ -1,4 +1,4 @@
-"""Lanes: slots are the limit, slow containers delay only themselves, and a lane looks when there is something to see."""
+"""Lanes: slots are the limit, slow containers delay only themselves, a lane looks when there is something to see."""
 
 import asyncio
 from pathlib import Path

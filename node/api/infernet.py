@@ -13,7 +13,7 @@ import structlog
 from aiohttp import web
 
 from node import __version__, payload
-from node.api.middleware import CALLER, read_json, reply
+from node.api.middleware import CALLER, NUMBER, REQUEST_ID, read_json, reply
 from node.config import Network, Server
 from node.errors import Forbidden, NotFound, Refusal, Rejected, TooLarge, Unavailable
 from node.jobs import ContainerError, ContainerResult, Job, JobRequest, State
@@ -114,7 +114,7 @@ class Infernet:
         """
         body = await read_json(request)
         job = _job_request(body, delegated="Streaming only supported for OffchainJob requests.")
-        answer = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+        answer = web.StreamResponse(headers={"Content-Type": "application/octet-stream", REQUEST_ID: request[NUMBER]})
         async with contextlib.aclosing(self._orchestrator.stream(job, request[CALLER])) as parts:
             try:
                 async for part in parts:

@@ -9,9 +9,6 @@ import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
-from limits import RateLimitItemPerSecond
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import MovingWindowRateLimiter
 
 from node import payload
 from node.config import RateLimit
@@ -31,6 +28,7 @@ STATUS = {
 }
 REQUEST_ID = "X-Request-ID"
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
+NUMBER: web.RequestKey[str] = web.RequestKey("request_id", str)
 
 _TOKEN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -70,7 +68,7 @@ def guard(rate_limit: RateLimit | None) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = _request_id(request)
+        request[NUMBER] = request_id = _request_id(request)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             address = request.remote or ""
@@ -111,6 +109,10 @@ class _Limiter:
     """A moving window per caller and route."""
 
     def __init__(self, settings: RateLimit) -> None:
+        from limits import RateLimitItemPerSecond  # a slow import, for those who have a limit
+        from limits.aio.storage import MemoryStorage
+        from limits.aio.strategies import MovingWindowRateLimiter
+
         self._item = RateLimitItemPerSecond(settings.num_requests, max(1, round(settings.period)))
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 

@@ -14,6 +14,7 @@ START_S = 600.0  # for images or environments that must be built first
 RUN_S = 60.0
 STOP_S = 60.0
 POLL_S = 0.1
+SHOWN_CHARS = 120  # of one string in the printed result
 
 
 class DemoFailed(Exception):
@@ -45,7 +46,7 @@ def _run(config: Path, document: Path, backend: str, data_dir: Path) -> None:
         job_id = _call(url, "/api/jobs", {"containers": chain, "data": {"text": text}})["id"]
         _say(f"accepted as {job_id}")
         result = _wait_for_job(url, job_id)
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print(json.dumps(_shortened(result), indent=2, ensure_ascii=False))
         if result["status"] != "success":
             raise DemoFailed(f"the job failed: {result['result']['error']}")
     _say("The node has stopped.")
@@ -104,10 +105,20 @@ def _wait_for_job(url: str, job_id: str) -> Any:
             _say(f"  step {seen + 1} done: {step['container']}")
             seen += 1
         if job["status"] != "running":
-            _say(f"  step {seen + 1} {'done' if job['status'] == 'success' else 'failed'}: {job['result']['container']}")
+            outcome = "done" if job["status"] == "success" else "failed"
+            _say(f"  step {seen + 1} {outcome}: {job['result']['container']}")
             return job
         time.sleep(POLL_S / 10)
     raise DemoFailed(f"the job was not done after {RUN_S:g} s")
+
+
+def _shortened(value: Any) -> Any:
+    """For the screen: the document stands in every output, and once is enough."""
+    if isinstance(value, str) and len(value) > SHOWN_CHARS:
+        return f"{value[:SHOWN_CHARS]}... ({len(value)} characters)"
+    if isinstance(value, dict):
+        return {name: _shortened(item) for name, item in value.items()}
+    return [_shortened(item) for item in value] if isinstance(value, list) else value
 
 
 def _call(url: str, path: str, body: Any = None) -> Any:

@@ -6,9 +6,9 @@ all of them may be repeated, because the fencing token and the states make the s
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 import redis.asyncio
@@ -16,13 +16,18 @@ from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from node.errors import Unavailable
 from node.jobs import Caller, Claim, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
 from node.store import keys
 from node.store.commit import Commit, script, unavailable
 
+T = TypeVar("T")
+
 SUBMIT, OPEN, CLAIM, FINISH = script("submit"), script("open"), script("claim"), script("finish")
 RELEASE, RENEW, RECLAIM, END = script("release"), script("renew"), script("reclaim"), script("end")
 
+RETRY_FIRST_S = 0.1
+RETRY_MAX_S = 2.0
 RECLAIM_ENTRIES = 100  # looked at in one call, so that one call stays short
 FIELDS = ("caller", "containers", "state", "step", "attempt", "created", "ended", "out", "error", "failed_in")
 
@@ -293,6 +298,17 @@ class Waiter:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+async def insist(operation: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a worker's operation until the store answers: what was done must be recorded, however long that takes."""
+    pause_s = RETRY_FIRST_S
+    while True:
+        try:
+            return await operation()
+        except Unavailable:
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, RETRY_MAX_S)
 
 
 async def _all(replies: list[asyncio.Future[Any]]) -> list[Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -91,7 +92,7 @@ async def test_two_nodes_never_share_a_data_directory(node: Node, tmp_path: Path
 
 
 @pytest.fixture
-async def outside(tmp_path: Path, echo: Echo):
+async def outside(tmp_path: Path, echo: Echo) -> AsyncIterator[tuple[Node, RedisServer]]:
     """A node on a server that the test can stop, freeze and kill."""
     with RedisServer("valkey", tmp_path / "redis") as server:
         redis = {"url": server.url}
@@ -100,7 +101,9 @@ async def outside(tmp_path: Path, echo: Echo):
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
-async def test_without_the_store_a_submit_is_503_within_two_seconds_and_all_recovers(outside, echo, fault: str) -> None:
+async def test_without_the_store_a_submit_is_503_within_two_seconds_and_all_recovers(
+    outside: tuple[Node, RedisServer], echo: Echo, fault: str
+) -> None:
     node, server = outside
     running = await node.submit(["a", "b"], {"key": fault, "wait_for": fault})
     await in_flight(echo, fault)

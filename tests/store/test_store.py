@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -303,7 +304,7 @@ async def test_a_waiter_returns_when_another_process_queues(store: Store, neighb
     await waiter.close()
 
 
-async def test_no_answer_is_an_error_within_the_time_limit(tmp_path, store: Store) -> None:
+async def test_no_answer_is_an_error_within_the_time_limit(tmp_path: Path) -> None:
     with RedisServer("valkey", tmp_path) as mine:
         async with Store(mine.url, node_id="n1", timeout_s=0.3) as frozen:
             await frozen.submit(ME, [request("a")])
@@ -319,8 +320,11 @@ async def test_no_answer_is_an_error_within_the_time_limit(tmp_path, store: Stor
             assert await state_of(frozen, job_id) is State.QUEUED
 
 
-async def test_a_full_server_refuses_new_jobs_and_lets_running_ones_finish(tmp_path) -> None:
-    with RedisServer("valkey", tmp_path, "--maxmemory-policy", "noeviction") as mine, redis.Redis(port=mine.port) as raw:
+async def test_a_full_server_refuses_new_jobs_and_lets_running_ones_finish(tmp_path: Path) -> None:
+    with (
+        RedisServer("valkey", tmp_path, "--maxmemory-policy", "noeviction") as mine,
+        redis.Redis(port=mine.port) as raw,
+    ):
         async with Store(mine.url, node_id="n1") as store:
             job_id = await submitted(store, "a")
             claim = await claimed(store, "a")
