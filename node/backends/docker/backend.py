@@ -124,7 +124,8 @@ class DockerBackend:
         if not self._mark.is_on(found["Config"]["Labels"], spec.id):
             raise BackendError(
                 f"container {spec.id}: there is a Docker container {name} that this node did not make and does not "
-                f"touch: remove it (docker rm -f {name}), rename it, or change `node_id`"
+                f"touch: remove it (docker rm -f {name}), rename it, or change `node_id`",
+                retry=False,
             )
         return found
 

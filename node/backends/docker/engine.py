@@ -56,7 +56,7 @@ class Engine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        waiting = [asyncio.wrap_future(future) for future in self._under_way]
+        waiting = [asyncio.wrap_future(future) for future in tuple(self._under_way)]
         if waiting:
             await asyncio.wait(waiting, timeout=LEAVE_S)
         self._pool.shutdown(wait=not self._under_way, cancel_futures=True)
@@ -80,9 +80,11 @@ class Engine:
         future = self._pool.submit(work)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
+        # The SDK's own timeout is CALL_S too and frees the thread; a little more here lets its message win.
+        # Not `wait_for`: before Python 3.12 it can swallow a cancellation.
         with self._told():
-            # The SDK's own timeout is CALL_S too and frees the thread; a little more here lets its message win.
-            return await asyncio.wait_for(asyncio.wrap_future(future), CALL_S + extra_s + 2)
+            async with asyncio.timeout(CALL_S + extra_s + 2):
+                return await asyncio.wrap_future(future)
 
     async def follow(self, name: str, work: Work[T], *, silence_s: int) -> T:
         """Run `work`, which reads a stream, in a thread of its own; `silence_s` without a byte is an error.
@@ -140,6 +142,11 @@ class _Follower(APIClient):
         if self._aborted:
             self.abort()
         return self._answer
+
+    def close(self) -> None:
+        if self._answer is not None:
+            self._answer.close()
+        super().close()
 
     def abort(self) -> None:
         self._aborted = True

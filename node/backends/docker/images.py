@@ -27,6 +27,9 @@ BUILD_SILENCE_S = 1800
 ERROR_LINES = 15
 """Lines of output quoted when a build fails."""
 
+REFUSED = ("not found", "denied", "unauthorized", "unknown", "does not exist", "invalid reference")
+"""Words of a registry that answered: asking again soon does not help."""
+
 
 class Images:
     """The images of one node's containers.
@@ -76,7 +79,10 @@ class Images:
         except (BackendError, APIError) as error:
             reason = words(error) if isinstance(error, APIError) else str(error)
             if not local:
-                raise BackendError(f"image {image} is not on this machine and cannot be pulled: {reason}") from error
+                raise BackendError(
+                    f"image {image} is not on this machine and cannot be pulled: {reason}",
+                    retry=not any(word in reason for word in REFUSED),
+                ) from error
             progress(f"using the image {image} of this machine, for it cannot be pulled: {reason}")
         return await self._local(image)
 

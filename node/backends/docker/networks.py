@@ -60,9 +60,13 @@ class Networks:
             )
             found = client.inspect_network(made["Id"])
         if (found["Labels"] or {}).get(NODE) != self._mark.node_id:
-            raise BackendError(f"the Docker network {name} is not this node's: remove it, or change `node_id`")
+            raise BackendError(
+                f"the Docker network {name} is not this node's: remove it, or change `node_id`", retry=False
+            )
         if found["Internal"] != internal or not OPTIONS.items() <= found["Options"].items():
-            raise BackendError(f"the Docker network {name} was changed: remove it (docker network rm {name})")
+            raise BackendError(
+                f"the Docker network {name} was changed: remove it (docker network rm {name})", retry=False
+            )
         return found
 
 

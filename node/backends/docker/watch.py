@@ -1,9 +1,9 @@
 """When and why containers stop.
 
-The engine's event stream only says *look*; what is true is always asked from the engine, with one list of the node's
-containers and an inspection of those that no longer run. So an event that was lost, doubled or late does no harm.
-When the stream ends (the daemon restarted, the socket was lost, or nothing happened for `SILENCE_S`), it is opened
-again and everything is looked at; while the engine does not answer, nothing is concluded: unknown is not dead.
+The engine's event stream only says *look at this one*; what is true is always asked from the engine, by inspection. So
+an event that was lost, doubled or late does no harm. When the stream ends (the daemon restarted, the socket was lost,
+or nothing happened for `SILENCE_S`), it is opened again and everything is looked at, by one list of the node's
+containers; while the engine does not answer, nothing is concluded: unknown is not dead.
 """
 
 import asyncio
@@ -38,20 +38,21 @@ class Watch:
         self._exits: dict[str, asyncio.Future[str]] = {}
         self._wanted = asyncio.Event()
         self._look_now = asyncio.Event()
+        self._suspects: set[str] = set()
+        self._suspect_all = False
         self._out_of_memory: set[str] = set()
 
     def add(self, container: str) -> asyncio.Future[str]:
         """The exit of a running container, by engine id: a reason in words, once it has stopped."""
         self._wanted.set()
-        self._look_now.set()
+        self._look_at_all()
         return self._exits.setdefault(container, asyncio.get_running_loop().create_future())
 
     def forget(self, container: str, reason: str) -> None:
         """It is gone, and no longer of interest; whoever still waits for it is told `reason`."""
+        self._resolve(container, reason)
+        self._exits.pop(container, None)
         self._out_of_memory.discard(container)
-        exit_ = self._exits.pop(container, None)
-        if exit_ is not None and not exit_.done():
-            exit_.set_result(reason)
 
     async def listen(self) -> None:
         """Follow the event stream, for ever, from the first container on."""
@@ -61,7 +62,7 @@ class Watch:
             since = int(time.time()) - 5
 
             def read(client: APIClient, since: int = since) -> None:
-                loop.call_soon_threadsafe(self._look_now.set)
+                loop.call_soon_threadsafe(self._look_at_all)
                 for event in client.events(since=since, filters=self._filters(), decode=True):
                     loop.call_soon_threadsafe(self._heard, event.get("Action", ""), event.get("id", ""))
 
@@ -79,26 +80,43 @@ class Watch:
                 await self._look()
             except (BackendError, APIError):
                 await asyncio.sleep(PAUSE_S)
-                self._look_now.set()
+                self._look_at_all()
 
     def _filters(self) -> dict[str, Any]:
         return {"type": "container", "event": ["die", "oom", "destroy"], "label": f"{NODE}={self._mark.node_id}"}
 
-    def _heard(self, action: str, container: str) -> None:
-        if action == "oom" and container in self._exits:
-            self._out_of_memory.add(container)
+    def _look_at_all(self) -> None:
+        self._suspect_all = True
         self._look_now.set()
 
+    def _heard(self, action: str, container: str) -> None:
+        if container in self._exits:
+            if action == "oom":
+                self._out_of_memory.add(container)
+            self._suspects.add(container)
+            self._look_now.set()
+
     async def _look(self) -> None:
-        waited_for = {container for container, exit_ in self._exits.items() if not exit_.done()}
+        suspects, self._suspects = self._suspects, set()
+        if self._suspect_all:
+            self._suspect_all = False
+            suspects |= await self._not_listed_as_alive()
+        for container in suspects:
+            exit_ = self._exits.get(container)
+            if exit_ is not None and not exit_.done() and (reason := await self._reason(container)):
+                self._resolve(container, reason)
+
+    async def _not_listed_as_alive(self) -> set[str]:
+        """Only who was waited for before the question may be missing in the answer. The list lags behind the events."""
+        waited_for = set(self._exits)
         label = f"{NODE}={self._mark.node_id}"
         listed = await self._engine.call(lambda client: client.containers(all=True, filters={"label": label}))
-        alive = {each["Id"] for each in listed if each["State"] in ALIVE}
-        for container in waited_for - alive:
-            if reason := await self._reason(container):
-                exit_ = self._exits.get(container)
-                if exit_ is not None and not exit_.done():
-                    exit_.set_result(reason)
+        return waited_for - {each["Id"] for each in listed if each["State"] in ALIVE}
+
+    def _resolve(self, container: str, reason: str) -> None:
+        exit_ = self._exits.get(container)
+        if exit_ is not None and not exit_.done():
+            exit_.set_result(reason)
 
     async def _reason(self, container: str) -> str:
         """Why it stopped; nothing if it runs after all."""

@@ -95,14 +95,16 @@ class Child:
         try:
             if self._process.returncode is None and grace_s > 0:
                 self._signal(signal.SIGTERM)
-                await asyncio.wait_for(self._process.wait(), grace_s)
+                async with asyncio.timeout(grace_s):
+                    await self._process.wait()
         except TimeoutError:
             pass
         finally:
             if self._process.returncode is None:
                 self._signal(signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.wait(), KILLED_S)
+            async with asyncio.timeout(KILLED_S):
+                await self.wait()
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

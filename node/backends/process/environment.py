@@ -52,8 +52,13 @@ def _wanted(context: Path) -> bytes:
     return b"\0".join([content, sys.version.encode(), sys.executable.encode()])
 
 
+def _requires_anything(requirements: Path) -> bool:
+    lines = requirements.read_text().splitlines() if requirements.is_file() else []
+    return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
+
+
 async def _make(target: Path, context: Path, env: Mapping[str, str], pace: Pace) -> None:
-    install = (context / "requirements.txt").is_file()
+    install = await asyncio.to_thread(_requires_anything, context / "requirements.txt")
     # A pip of the node's own installs into any environment, and making one there takes five seconds.
     own_pip = importlib.util.find_spec("pip") is not None
     options = ["--without-pip"] if own_pip or not install else []
