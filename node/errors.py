@@ -18,6 +18,8 @@ A job's failure is not here: it is a value (`jobs.ContainerError`).
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+SHOWN_CHARS = 128  # of a name, a path or a header that a client sent, in `params`; longer than any id
+
 
 class StokerError(Exception):
     """Root of the tree; `str()` of any of them is a sentence for a reader."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 
 from node.config import ContainerSpec
-from node.errors import Rejected
+from node.errors import SHOWN_CHARS, Rejected
 from node.jobs import Caller, JobRequest
 
 
@@ -22,7 +22,7 @@ class Guardian:
             raise Rejected("Too many containers", limit=self._max_chain)
         for container in chain:
             if container not in self._specs:
-                raise Rejected("Container not supported", container=container)
+                raise Rejected("Container not supported", container=container[:SHOWN_CHARS])
         if not self._specs[chain[0]].external:
             raise Rejected("First container must be external", first_container=chain[0])
         if request.requires_proof and not self._specs[chain[-1]].generates_proofs:

@@ -1,7 +1,9 @@
 """What a door may ask of the node. Thin: rules are the guardian's, records the store's, work the runner's."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -19,6 +21,7 @@ from node.store import Store, insist
 log = structlog.get_logger()
 
 DRAIN_RETRY_S = 10.0
+SHUTTING_DOWN = "the node is shutting down"
 
 
 class Orchestrator:
@@ -42,6 +45,7 @@ class Orchestrator:
 
     async def submit_batch(self, items: Sequence[JobRequest | Refusal], caller: Caller) -> list[str | Refusal]:
         """Accept the good ones of a batch: in its place each one's id, or why it was refused."""
+        self._refuse_when_draining()
         checked = [item if isinstance(item, Refusal) else self._checked(item, caller) for item in items]
         good = [item for item in checked if isinstance(item, JobRequest)]
         ids = iter(await self._store.submit(caller, good) if good else [])
@@ -62,9 +66,12 @@ class Orchestrator:
         return request
 
     def _admit(self, request: JobRequest, caller: Caller) -> None:
-        if self._draining:
-            raise Unavailable("The node is shutting down", retry_after_s=DRAIN_RETRY_S)
+        self._refuse_when_draining()
         self._guardian.admit(request, caller)
+
+    def _refuse_when_draining(self) -> None:
+        if self._draining:
+            raise Unavailable(SHUTTING_DOWN.capitalize(), retry_after_s=DRAIN_RETRY_S)
 
     async def jobs(self, job_ids: Sequence[str], caller: Caller, *, intermediate: bool = False) -> list[Job]:
         """The caller's jobs of these ids, in the order asked; those unknown, or another's, are left out."""
@@ -89,24 +96,40 @@ class Orchestrator:
             raise Unavailable("Container not ready", retry_after_s=1, container=container)
         job_id = str(uuid.uuid4())
         async with self._runner.lanes[container].slot():
-            await self._store.open(caller, job_id, request.containers, State.RUNNING, data=request.data)
-            log.info("stream_started", job_id=job_id, caller=caller.id, container=container, state="running")
-            state = State.CANCELLED
-            result: ContainerResult = ContainerError(container=container, error="cancelled: the client disconnected")
+            await self._open_stream(job_id, request, caller)
+            result: ContainerResult | None = None
             try:
                 yield job_id.encode()
-                parts: list[bytes] = []
+                kept: list[bytes] = []
                 service = self._registry[container].service
-                async for part in service.stream(request.data, requires_proof=request.requires_proof):
-                    parts.append(part)
-                    yield part
-                state, result = State.SUCCEEDED, _streamed(container, parts)
+                async with aclosing(service.stream(request.data, requires_proof=request.requires_proof)) as parts:
+                    async for part in parts:
+                        kept.append(part)
+                        yield part
+                result = _streamed(container, kept)
             except StepFailed as failure:
-                state, result = State.FAILED, ContainerError(container=container, error=str(failure))
+                result = ContainerError(container=container, error=str(failure))
                 raise
             finally:
-                await insist(partial(self._store.end, job_id, state, result))
-                log.info("stream_ended", job_id=job_id, caller=caller.id, container=container, state=state.value)
+                await self._end_stream(job_id, container, caller, result)
+
+    async def _open_stream(self, job_id: str, request: JobRequest, caller: Caller) -> None:
+        container = request.containers[0]
+        try:
+            await self._store.open(caller, job_id, request.containers, State.RUNNING, data=request.data)
+        except asyncio.CancelledError:  # it may have been recorded all the same
+            await self._end_stream(job_id, container, caller, None)
+            raise
+        log.info("stream_started", job_id=job_id, caller=caller.id, container=container, state="running")
+
+    async def _end_stream(self, job_id: str, container: str, caller: Caller, result: ContainerResult | None) -> None:
+        """Without a result it was closed early."""
+        state = State.FAILED if isinstance(result, ContainerError) else State.SUCCEEDED
+        if result is None:
+            reason = SHUTTING_DOWN if self._draining else "the client disconnected"
+            state, result = State.CANCELLED, ContainerError(container=container, error=f"cancelled: {reason}")
+        await insist(partial(self._store.end, job_id, state, result))
+        log.info("stream_ended", job_id=job_id, caller=caller.id, container=container, state=state.value)
 
     async def report(self, job_id: str, state: State, containers: Sequence[str], caller: Caller) -> None:
         """Record the state of a job that was run by somebody else, or end one of ours. A terminal state stays."""
@@ -131,8 +154,7 @@ class Orchestrator:
 
     async def check(self) -> None:
         """Can this node accept jobs now? Raises `Unavailable` with the reason."""
-        if self._draining:
-            raise Unavailable("The node is shutting down", retry_after_s=DRAIN_RETRY_S)
+        self._refuse_when_draining()
         await self._store.ping()
 
 

@@ -4,6 +4,7 @@ Strict is RFC 8259 with the choices made that it leaves open: UTF-8 only, no byt
 surrogates, no name twice in one object. Two readers of a chain then see the same value.
 """
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -12,7 +13,13 @@ import msgspec
 
 MEDIA_TYPE = "application/json"
 
-_SPACES = re.compile(r"[ \t\n\r]*")
+FEW_COMMAS = 500_000  # elements cost a hundred times the memory of their commas
+
+_SPACES = b" \t\n\r"
+_STRING = rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)'  # or what is left, when its end is missing
+_FLAT = rb'[\[{](?:[^"\[\]{}]++|%b)*+[\]}]' % _STRING  # a list or object with no other in it
+_OUTER = re.compile(rb'(?:[^"\[\]{},]++|%b|%b)*+([\[{]++|[\]}]++|,)' % (_STRING, _FLAT), re.DOTALL)
+_INNER = re.compile(rb'(?:[^"\[\]{}]++|%b|%b)*+([\[{]++|[\]}]++)' % (_STRING, _FLAT), re.DOTALL)
 
 
 class NotStrict(ValueError):
@@ -26,13 +33,13 @@ def check(raw: bytes) -> Any:
     """
     try:
         value = msgspec.json.decode(raw)
+        _refuse_repeated_names(raw, value)
     except msgspec.DecodeError as error:  # malformed, and its subclass for numbers out of range
         raise NotStrict(_without_path(str(error))) from None
     except UnicodeDecodeError:
         raise NotStrict("invalid UTF-8") from None
     except RecursionError:
         raise NotStrict("nested too deep") from None
-    _refuse_repeated_names(raw, value)
     return value
 
 
@@ -55,10 +62,7 @@ def _refuse_repeated_names(raw: bytes, value: Any) -> None:
         return
     if b"\\u003" not in raw and msgspec.json.encode(value).count(b":") == raw.count(b":"):
         return
-    try:
-        json.loads(raw, object_pairs_hook=_unique, parse_int=len, parse_float=len)
-    except RecursionError:
-        raise NotStrict("nested too deep") from None
+    json.loads(raw, object_pairs_hook=_unique, parse_int=len, parse_float=len)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> None:
@@ -69,45 +73,36 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
         names.add(name)
 
 
-def split(raw: bytes) -> list[bytes]:
-    """The elements of a JSON list, each as its own text, not yet checked. Raises `NotStrict` when it is no list.
+def split(raw: bytes, most: int) -> list[bytes]:
+    """The elements of a JSON list, each as its own text, not yet checked; of more than `most` only `most` + 1.
 
-    An element that only a lenient reader can read (`NaN`, a lone surrogate) still gets its place here, so that it is
-    refused there and does not take its neighbours with it.
+    Raises `NotStrict` when it is no list. What stands between two commas gets its place here whatever it is, so that
+    it is refused there and does not take its neighbours with it.
     """
-    try:
-        return [bytes(element) for element in msgspec.json.decode(raw, type=list[msgspec.Raw])]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _split_leniently(raw)
+    if raw.count(b",") < FEW_COMMAS:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return [bytes(element) for element in msgspec.json.decode(raw, type=list[msgspec.Raw])]
+    return _split_leniently(raw.strip(_SPACES), most)
 
 
-def _split_leniently(raw: bytes) -> list[bytes]:
-    text = raw.decode("utf-8", "surrogateescape")
-    decoder = json.JSONDecoder(parse_int=len, parse_float=len, strict=False)
-    elements: list[bytes] = []
-    place = _skip(text, 0)
-    if not text.startswith("[", place):
+def _split_leniently(text: bytes, most: int) -> list[bytes]:
+    """By commas and brackets alone, however deep these go."""
+    if not (text.startswith(b"[") and text.endswith(b"]")):
         raise NotStrict("not a list")
-    place = _skip(text, place + 1)
-    closed = text.startswith("]", place)
-    while not closed:
-        try:
-            _, end = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError) as error:
-            reason = "nested too deep" if isinstance(error, RecursionError) else "malformed"
-            raise NotStrict(f"element {len(elements)} is {reason}") from None
-        elements.append(text[place:end].encode("utf-8", "surrogateescape"))
-        place = _skip(text, end)
-        closed = text.startswith("]", place)
-        if not closed and not text.startswith(",", place):
-            raise NotStrict(f"a comma or the list's end is missing after element {len(elements) - 1}")
-        place = _skip(text, place + 1)
-    if place != len(text):
+    elements: list[bytes] = []
+    depth, place, began = 1, 1, 1
+    while depth > 0 and len(elements) <= most:
+        mark = (_OUTER if depth == 1 else _INNER).match(text, place)
+        if mark is None:
+            raise NotStrict("the list's end is missing")
+        place, sign = mark.end(), mark[1]
+        if sign != b",":
+            depth += len(sign) if sign[0] in b"[{" else -len(sign)
+        if sign == b"," or depth == 0:
+            elements.append(text[began : place - 1].strip(_SPACES))
+            began = place
+    if depth < 0 or (depth == 0 and place != len(text)):
         raise NotStrict("text after the list's end")
-    return elements
-
-
-def _skip(text: str, place: int) -> int:
-    """The place of the next character that is no white space."""
-    found = _SPACES.match(text, place)
-    return found.end() if found else place
+    if b"" in elements and len(elements) > 1:
+        raise NotStrict(f"element {elements.index(b'')} is missing")
+    return elements if elements != [b""] else []

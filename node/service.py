@@ -6,7 +6,7 @@ JSON; a stream answers bytes in chunks. `GET /service-resources` is optional. An
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import IntEnum
 from types import TracebackType
@@ -89,7 +89,7 @@ class Service:
         except payload.NotStrict as error:
             raise StepFailed(f"{self._name}: its answer is not valid JSON ({error}): {_excerpt(raw)}") from None
 
-    async def stream(self, data: bytes, *, requires_proof: bool) -> AsyncIterator[bytes]:
+    async def stream(self, data: bytes, *, requires_proof: bool) -> AsyncGenerator[bytes, None]:
         """The bytes that the container sends, as they come. Raises `StepFailed`."""
         size = 0
         # Not asyncio.timeout: it would strike whoever consumes this generator, outside of it.

@@ -1,15 +1,20 @@
 """The HTTP application: all doors behind one middleware, and its server."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from node.api.infernet import Infernet
 from node.api.middleware import guard
 from node.config import Server
-from node.errors import StokerError
+from node.errors import SHOWN_CHARS, StokerError
 from node.orchestrator import Orchestrator
+
+log = structlog.get_logger()
 
 MAX_LINE_BYTES = 64 * 1024  # a poll of some 1,600 ids in one query
 KEEPALIVE_S = 75.0
@@ -31,6 +36,7 @@ async def serving(app: web.Application, settings: Server) -> AsyncIterator[str]:
         handler_cancellation=True,  # a stream whose client went away must end
         auto_decompress=False,
         keepalive_timeout=KEEPALIVE_S,
+        logger=_server_log(),
         max_line_size=MAX_LINE_BYTES,
         shutdown_timeout=CLOSE_S,
     )
@@ -46,3 +52,20 @@ async def serving(app: web.Application, settings: Server) -> AsyncIterator[str]:
         yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:
         await runner.cleanup()
+
+
+def _server_log() -> logging.Logger:
+    logger = logging.Logger("server")
+    logger.addHandler(_Events())
+    return logger
+
+
+class _Events(logging.Handler):
+    """What the server says itself, as events of our log; of what is no HTTP one line, not a traceback."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            log.warning("request_unreadable", reason=error.message.partition("\n")[0].rstrip(":")[:SHOWN_CHARS])
+        elif record.levelno > logging.DEBUG:
+            log.error("server_failed", reason=record.getMessage(), exc_info=error)

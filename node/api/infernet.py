@@ -15,7 +15,7 @@ from aiohttp import web
 from node import __version__, payload
 from node.api.middleware import CALLER, NUMBER, REQUEST_ID, read_json, reply
 from node.config import Network, Server
-from node.errors import Forbidden, NotFound, Refusal, Rejected, TooLarge, Unavailable
+from node.errors import SHOWN_CHARS, Forbidden, NotFound, Refusal, Rejected, TooLarge, Unavailable
 from node.jobs import ContainerError, ContainerResult, Job, JobRequest, State
 from node.orchestrator import Orchestrator
 from node.registry import Health, Keeper
@@ -103,7 +103,7 @@ class Infernet:
         intermediate = request.query.get("intermediate") == "true"
         jobs = await self._orchestrator.jobs(job_ids, caller, intermediate=intermediate)
         if not jobs and self._settings.unknown_ids == "404":
-            raise NotFound("Job not found", id=job_ids[:10])
+            raise NotFound("Job not found", id=[job_id[:SHOWN_CHARS] for job_id in job_ids[:10]])
         return reply([_result(job, intermediate) for job in jobs])
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
@@ -123,7 +123,9 @@ class Infernet:
                         part += b"\n"
                     await answer.write(part)
                 await answer.write_eof()
-            except StepFailed:
+            except (StepFailed, Refusal):
+                if not answer.prepared:
+                    raise
                 if request.transport is not None:
                     request.transport.abort()
             except ConnectionError:  # the client went away; closing the iterator ends the job
@@ -146,11 +148,11 @@ class Infernet:
 
 def _items(body: bytes, limit: int) -> list[bytes]:
     try:
-        items = payload.split(body)
+        items = payload.split(body, limit)
     except payload.NotStrict as error:
         raise Rejected("Expected a list", reason=str(error)) from None
     if len(items) > limit:
-        raise TooLarge("Batch too large", limit=limit, items=len(items))
+        raise TooLarge("Batch too large", limit=limit)
     return items
 
 

@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from node import payload
 from node.config import RateLimit
-from node.errors import RateLimited, Refusal, TooLarge, UnsupportedMedia
+from node.errors import SHOWN_CHARS, RateLimited, Refusal, TooLarge, UnsupportedMedia
 from node.jobs import Caller
 
 log = structlog.get_logger()
@@ -49,17 +49,19 @@ async def read_json(request: web.Request) -> bytes:
     """The body of a request that must be JSON; not parsed yet."""
     content_type = request.headers.get("Content-Type", "")
     if not payload.is_json(content_type) or (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedMedia("Content-Type must be application/json, in UTF-8", content_type=content_type[:100])
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise UnsupportedMedia("Compressed bodies are not supported", content_encoding=_shown(request))
+        raise UnsupportedMedia("Content-Type must be application/json, in UTF-8", content_type=_shown(content_type))
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMedia("Compressed bodies are not supported", content_encoding=_shown(encoding))
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise TooLarge("Body too large", limit_bytes=request.client_max_size) from None
 
 
-def _shown(request: web.Request) -> str:
-    return request.headers.get("Content-Encoding", "")[:100]
+def _shown(header: str) -> str:
+    """A header's start, without the bytes that were no text."""
+    return header[:SHOWN_CHARS].encode("utf-8", "replace").decode()
 
 
 def guard(rate_limit: RateLimit | None) -> Middleware:
@@ -102,7 +104,7 @@ def _framework_error(request: web.Request, error: web.HTTPException) -> web.Resp
             return web.Response(headers={"Allow": allowed})
         params = {"method": request.method, "allowed": sorted(error.allowed_methods)}
         return reply({"error": error.reason, "params": params}, error.status, {"Allow": allowed})
-    return reply({"error": error.reason, "params": {"path": request.path[:200]}}, error.status)
+    return reply({"error": error.reason, "params": {"path": request.path[:SHOWN_CHARS]}}, error.status)
 
 
 class _Limiter:

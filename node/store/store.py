@@ -389,5 +389,6 @@ def _result(containers: tuple[str, ...], fields: dict[str, bytes | None]) -> Con
     if output is not None:
         return ContainerOutput(container=containers[-1], output=output)
     if error is not None:
-        return ContainerError(container=failed_in.decode() if failed_in else containers[0], error=error.decode())
+        container = failed_in.decode() if failed_in else next(iter(containers), "")
+        return ContainerError(container=container, error=error.decode())
     return None
