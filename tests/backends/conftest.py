@@ -3,12 +3,13 @@
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import docker
 import pytest
 
-from tests.backends.grounds import Caller, DockerGround, Ground, ProcessGround, RemoteGround
+from tests.backends.grounds import LABEL, Caller, DockerGround, Ground, ProcessGround, RemoteGround
 from tests.support import READY_S, ROOT
 
 
@@ -24,7 +25,18 @@ def engine() -> Iterator[docker.DockerClient]:
     subprocess.run([ROOT / "tests" / "images" / "base"], check=True)
     client = docker.from_env()
     yield client
+    # Layers of builds that were made to fail have no other name. One that others stand on is not removed.
+    while any([_removed(client, layer) for layer in client.images.list(all=True, filters={"label": LABEL})]):  # noqa: C419
+        pass
     client.close()
+
+
+def _removed(client: docker.DockerClient, image: Any) -> bool:
+    try:
+        client.images.remove(image.id)
+    except docker.errors.APIError:
+        return False
+    return True
 
 
 @pytest.fixture

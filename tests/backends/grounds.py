@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import docker
+import pytest
 
 from node.backends.contract import Backend, Instance
 from node.backends.docker import DockerBackend
@@ -24,8 +25,12 @@ from tests.support import READY_S, eventually, free_port
 
 APP = Path(__file__).with_name("app.py")
 
-DOCKERFILE = """\
+LABEL = "stoker.tests=backends"
+"""On every layer that the tests build, so that all can be removed in the end."""
+
+DOCKERFILE = f"""\
 FROM stoker-test-base
+LABEL {LABEL}
 COPY app.py /app.py
 CMD ["python3", "/app.py"]
 """
@@ -193,10 +198,13 @@ class Caller:
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
 
-    async def get(self, instance: Instance, path: str = "/", **query: Any) -> Any:
+    async def get(self, instance: Instance, action: str = "index", /, **query: Any) -> Any:
         """Its answer, once it gives one."""
         await self.until_up(instance)
-        async with self._session.get(f"{instance.url}/{path.strip('/')}", params=query) as answer:
+        return await self.get_url(f"{instance.url}/{action}", **query)
+
+    async def get_url(self, url: str, /, **query: Any) -> Any:
+        async with self._session.get(url, params=query) as answer:
             assert answer.status == 200
             return await answer.json()
 
@@ -212,11 +220,13 @@ class Caller:
                 return True
         return False
 
+    async def fail(self, instance: Instance, action: str, /, **query: Any) -> None:
+        """Ask for something that it does not survive."""
+        with pytest.raises(aiohttp.ClientError):
+            await self.get(instance, action, **query)
+
     async def leave(self, instance: Instance, code: int) -> None:
-        await self.until_up(instance)
-        with contextlib.suppress(aiohttp.ClientError):
-            async with self._session.get(f"{instance.url}/leave", params={"code": code}):
-                pass
+        await self.fail(instance, "leave", code=code)
 
 
 def quiet(line: str) -> None:

@@ -7,6 +7,7 @@ cancelled: a thread blocked in such a read cannot be ended in another way.
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,7 +74,12 @@ class Engine:
 
         `extra_s` is added to the deadline for calls that wait themselves, such as a stop.
         """
-        return await self.thread(lambda: work(self._connected()), extra_s=extra_s)
+
+        def knocked() -> T:
+            self._knock()
+            return work(self._connected())
+
+        return await self.thread(knocked, extra_s=extra_s)
 
     async def thread(self, work: Callable[[], T], *, extra_s: float = 0) -> T:
         """Like `call`, for blocking work that does not need the engine."""
@@ -106,6 +112,19 @@ class Engine:
             if not waiter.cancel():
                 waiter.exception()  # seen, or seen to be given up: nobody else will ask
 
+    def _knock(self) -> None:
+        """Fail early where nobody listens: in plain words, and without the socket that the SDK then leaves unclosed."""
+        scheme, _, path = self.address.partition("://")
+        if not scheme.endswith("unix"):
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(CALL_S)
+            try:
+                probe.connect(f"/{path.lstrip('/')}")
+            except OSError as error:
+                hint = ": is this user in the group `docker`?" if isinstance(error, PermissionError) else ""
+                raise self._silent(f"{error.strerror or error}{hint}") from None
+
     def _connected(self) -> APIClient:
         """The shared client. Connecting races are harmless: a lock held over a dead connection would not be."""
         if self._client is not None:
@@ -127,7 +146,10 @@ class Engine:
         except TimeoutError as error:
             raise BackendError(f"the Docker engine at {self.address} did not answer in time") from error
         except FAULTS as error:
-            raise BackendError(f"the Docker engine at {self.address} does not answer: {error}") from error
+            raise self._silent(str(error)) from error
+
+    def _silent(self, reason: str) -> BackendError:
+        return BackendError(f"the Docker engine at {self.address} does not answer: {reason}")
 
 
 class _Follower(APIClient):
