@@ -141,11 +141,15 @@ class Echo:
 class Node:
     """`stoker serve` as a process, as an operator runs it. Entering starts it; leaving kills it.
 
-    directory: its configuration, data and log. more: other sections of the configuration, such as `server={...}`.
+    directory: its configuration, data and log. down: ids of containers that will not come up, so nobody waits for them.
+    more: other sections of the configuration, such as `server={...}`.
     """
 
-    def __init__(self, directory: Path, containers: list[dict[str, Any]], **more: Any) -> None:
+    def __init__(
+        self, directory: Path, containers: list[dict[str, Any]], *, down: tuple[str, ...] = (), **more: Any
+    ) -> None:
         self.directory = directory
+        self.down = down
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config: dict[str, Any] = {"data_dir": str(directory / "data"), **more, "containers": containers}
@@ -170,7 +174,7 @@ class Node:
     async def until_ready(self) -> None:
         async def ready() -> bool:
             info = await self.get("/info?verbose=true")
-            return all(container["state"] == "ready" for container in info["containers"])
+            return all(entry["state"] == "ready" for entry in info["containers"] if entry["id"] not in self.down)
 
         await eventually(ready, message="the node's containers")
 
