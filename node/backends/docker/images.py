@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 
 from docker import APIClient
@@ -27,8 +28,9 @@ BUILD_SILENCE_S = 1800
 ERROR_LINES = 15
 """Lines of output quoted when a build fails."""
 
-REFUSED = ("not found", "denied", "unauthorized", "unknown", "does not exist", "invalid reference")
-"""Words of a registry that answered: asking again soon does not help."""
+CLOSED = ("denied", "unauthorized", "no basic auth credentials")
+REFUSED = (*CLOSED, "not found", "unknown", "does not exist", "no matching manifest")
+"""Words of a registry that answered: asking again soon does not help. `CLOSED`: it wants an account, or another one."""
 
 
 class Images:
@@ -68,6 +70,8 @@ class Images:
             return str((await self._engine.call(lambda client: client.inspect_image(image)))["Id"])
         except ImageNotFound:
             return ""
+        except APIError as error:
+            raise BackendError(words(error), retry=error.status_code != HTTPStatus.BAD_REQUEST) from error
 
     async def _fetch(self, image: str, progress: Progress) -> str:
         local = await self._local(image)
@@ -79,10 +83,7 @@ class Images:
         except (BackendError, APIError) as error:
             reason = words(error) if isinstance(error, APIError) else str(error)
             if not local:
-                raise BackendError(
-                    f"image {image} is not on this machine and cannot be pulled: {reason}",
-                    retry=not any(word in reason for word in REFUSED),
-                ) from error
+                raise _missing(image, reason) from error
             progress(f"using the image {image} of this machine, for it cannot be pulled: {reason}")
         return await self._local(image)
 
@@ -174,6 +175,14 @@ class Images:
         labels = [f"{name}={value}" for name, value in self._mark.labels(container).items()]
         with contextlib.suppress(APIError, BackendError):
             await self._engine.call(lambda client: client.prune_images({"dangling": True, "label": labels}))
+
+
+def _missing(image: str, reason: str) -> BackendError:
+    hint = ": the account is in the `docker` section" if any(word in reason for word in CLOSED) else ""
+    return BackendError(
+        f"image {image} is not on this machine and cannot be pulled: {reason}{hint}",
+        retry=not any(word in reason for word in REFUSED),
+    )
 
 
 class _Layers:
