@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -128,7 +128,7 @@ class Orchestrator:
         if result is None:
             reason = SHUTTING_DOWN if self._draining else "the client disconnected"
             state, result = State.CANCELLED, ContainerError(container=container, error=f"cancelled: {reason}")
-        await insist(partial(self._store.end, job_id, state, result))
+        await _undisturbed(insist(partial(self._store.end, job_id, state, result)))
         log.info("stream_ended", job_id=job_id, caller=caller.id, container=container, state=state.value)
 
     async def report(self, job_id: str, state: State, containers: Sequence[str], caller: Caller) -> None:
@@ -156,6 +156,16 @@ class Orchestrator:
         """Can this node accept jobs now? Raises `Unavailable` with the reason."""
         self._refuse_when_draining()
         await self._store.ping()
+
+
+async def _undisturbed(work: Coroutine[Any, Any, Any]) -> None:
+    """Await to the end although cancelled meanwhile: a client may go away while the end of its job is recorded."""
+    task = asyncio.create_task(work, name="stream-end")
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 def _streamed(container: str, parts: list[bytes]) -> ContainerResult:
