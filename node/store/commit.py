@@ -1,13 +1,16 @@
-"""Group commit: calls made while a round trip is under way leave together in the next one.
+"""Group commit: operations asked for while a round trip is under way leave together in the next one.
 
 One connection, one round trip at a time. With `appendfsync always` the server syncs once per round trip, however many
-calls it carries, so durability costs one sync per group and not one per job.
+operations it carries, so durability costs one sync per group and not one per job. Operations of one kind leave as one
+script call: its Lua file says what one operation does, and `each.lua` repeats it.
 """
 
 import asyncio
 import hashlib
 from collections import deque
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -19,8 +22,11 @@ from node.errors import Unavailable
 
 log = structlog.get_logger()
 
-MAX_CALLS = 2000  # of one round trip
-MAX_BYTES = 8 * 1024 * 1024  # of one round trip; a single larger call travels alone
+MAX_OPERATIONS = 500  # of one script call: the server does nothing else while it runs
+MAX_BYTES = 8 * 1024 * 1024  # of one round trip; a single larger operation travels alone
+
+Operation = tuple[tuple[str, ...], tuple[Any, ...]]
+"""Keys and arguments, as the head of the script says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +35,31 @@ class Script:
 
     sha: str
     text: str
+    last: bool
+    """Leaves after the others of its group: a claim sees what the group queues."""
 
 
-def script(name: str) -> Script:
-    text = resources.files("node.store").joinpath("scripts", f"{name}.lua").read_text()
-    return Script(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
+@cache
+def script(name: str, *, last: bool = False) -> Script:
+    text = _file(name)
+    flags, text = text.split("\n", 1) if text.startswith("#!") else ("#!lua", text)
+    text = "\n".join([flags, _file("prelude"), text, _file("each")])
+    return Script(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text, last)
+
+
+def _file(name: str) -> str:
+    return resources.files("node.store").joinpath("scripts", f"{name}.lua").read_text()
 
 
 @dataclass(slots=True)
 class _Call:
+    """Some operations of one script, or one plain command, and the future that waits for the reply."""
+
+    script: Script | None
+    operations: Sequence[Operation]
     words: tuple[Any, ...]
     size: int
     reply: asyncio.Future[Any]
-    script: Script | None
 
 
 class Commit:
@@ -59,15 +77,20 @@ class Commit:
 
         A call that was under way when the connection broke may have been done all the same.
         """
-        return self._enter(words, None)
+        return self._enter(None, (), words)
 
-    def run(self, script: Script, keys: tuple[str, ...], args: tuple[Any, ...]) -> asyncio.Future[Any]:
-        """Send one script call with the next group."""
-        return self._enter(("EVALSHA", script.sha, len(keys), *keys, *args), script)
+    def run(self, script: Script, operations: Sequence[Operation]) -> Awaitable[list[Any]]:
+        """Run operations of a script with the next group; their replies, in order. They stand in line at once."""
+        if 0 < len(operations) <= MAX_OPERATIONS:
+            return self._enter(script, operations, ())
+        parts = [operations[i : i + MAX_OPERATIONS] for i in range(0, len(operations), MAX_OPERATIONS)]
+        return _joined([self._enter(script, part, ()) for part in parts])
 
-    def _enter(self, words: tuple[Any, ...], script: Script | None) -> asyncio.Future[Any]:
-        size = sum(len(word) for word in words if isinstance(word, bytes))
-        call = _Call(words, size, asyncio.get_running_loop().create_future(), script)
+    def _enter(
+        self, script: Script | None, operations: Sequence[Operation], words: tuple[Any, ...]
+    ) -> asyncio.Future[Any]:
+        size = sum(len(word) for _, args in operations for word in args if isinstance(word, bytes))
+        call = _Call(script, operations, words, size, asyncio.get_running_loop().create_future())
         self._waiting.append(call)
         self._wanted.set()
         return call.reply
@@ -84,7 +107,7 @@ class Commit:
     def _take(self) -> list[_Call]:
         group: list[_Call] = []
         size = 0
-        while self._waiting and len(group) < MAX_CALLS and (not group or size < MAX_BYTES):
+        while self._waiting and (not group or size < MAX_BYTES):
             call = self._waiting.popleft()
             if not call.reply.done():
                 group.append(call)
@@ -94,28 +117,29 @@ class Commit:
         return group
 
     async def _round_trip(self, group: list[_Call]) -> None:
+        bundles = _bundles(group)
         try:
             async with asyncio.timeout(self._timeout_s):
-                replies = await self._send(group)
+                replies = await self._send(bundles)
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             self._fail([*group, *self._waiting], error)
             return
         unknown = []
-        for call, reply in zip(group, replies, strict=True):
-            if isinstance(reply, exceptions.NoScriptError) and call.script:
-                unknown.append(call)
+        for bundle, reply in zip(bundles, replies, strict=True):
+            if isinstance(reply, exceptions.NoScriptError):
+                unknown.append(bundle)
             else:
-                _settle(call.reply, reply)
+                _deliver(bundle, reply)
         if unknown:
-            await self._load({call.script for call in unknown if call.script})
-            self._waiting.extendleft(reversed(unknown))
+            await self._load({bundle[0].script for bundle in unknown if bundle[0].script})
+            self._waiting.extendleft(call for bundle in reversed(unknown) for call in reversed(bundle))
             self._wanted.set()
 
-    async def _send(self, group: list[_Call]) -> list[Any]:
+    async def _send(self, bundles: list[list[_Call]]) -> list[Any]:
         self.round_trips += 1
         pipeline = self._client.pipeline(transaction=False)
-        for call in group:
-            pipeline.execute_command(*call.words)
+        for bundle in bundles:
+            pipeline.execute_command(*_words(bundle))
         return await pipeline.execute(raise_on_error=False)
 
     async def _load(self, scripts: set[Script]) -> None:
@@ -129,11 +153,58 @@ class Commit:
 
     def _fail(self, calls: list[_Call], error: Exception) -> None:
         """All that wait fail together: nobody waits longer than one time-out for a server that does not answer."""
-        log.warning("store_unavailable", error=_words(error), calls=len(calls))
+        log.warning("store_unavailable", error=_told(error), calls=len(calls))
         self._waiting.clear()
         self._wanted.clear()
         for call in calls:
             _settle(call.reply, error)
+
+
+async def _joined(replies: list[asyncio.Future[list[Any]]]) -> list[Any]:
+    return [reply for part in await asyncio.gather(*replies) for reply in part]
+
+
+def _bundles(group: list[_Call]) -> list[list[_Call]]:
+    """Calls of one script together, in the order of their first; plain commands alone."""
+    bundles: list[list[_Call]] = []
+    open_bundles: dict[Script, list[_Call]] = {}
+    for call in group:
+        if call.script is None:
+            bundles.append([call])
+            continue
+        bundle = open_bundles.get(call.script)
+        if bundle is None or sum(len(each.operations) for each in bundle) + len(call.operations) > MAX_OPERATIONS:
+            bundle = open_bundles[call.script] = []
+            bundles.append(bundle)
+        bundle.append(call)
+    return sorted(bundles, key=_leaves_last)
+
+
+def _leaves_last(bundle: list[_Call]) -> bool:
+    return bundle[0].script is not None and bundle[0].script.last
+
+
+def _words(bundle: list[_Call]) -> tuple[Any, ...]:
+    script = bundle[0].script
+    if script is None:
+        return bundle[0].words
+    operations = [operation for call in bundle for operation in call.operations]
+    keys = [key for keys, _ in operations for key in keys]
+    first_keys, first_args = operations[0]
+    args = [arg for _, args in operations for arg in args]
+    return ("EVALSHA", script.sha, len(keys), *keys, len(first_keys), len(first_args), *args)
+
+
+def _deliver(bundle: list[_Call], reply: Any) -> None:
+    if bundle[0].script is None or isinstance(reply, Exception):
+        for call in bundle:
+            _settle(call.reply, reply)
+        return
+    place = 0
+    for call in bundle:
+        part = reply[place : place + len(call.operations)]
+        place += len(call.operations)
+        _settle(call.reply, next((each for each in part if isinstance(each, Exception)), part))
 
 
 def _settle(reply: asyncio.Future[Any], value: Any) -> None:
@@ -147,15 +218,14 @@ def _settle(reply: asyncio.Future[Any], value: Any) -> None:
 
 def unavailable(error: Exception) -> Unavailable:
     """The refusal for an error of the server or of the way to it."""
-    words = _words(error)
     if isinstance(error, exceptions.OutOfMemoryError):
         message = "The job store is full"
     elif isinstance(error, exceptions.ResponseError):
         message = "The job store refused the operation"
     else:
         message = "The job store does not answer"
-    return Unavailable(message, retry_after_s=1, reason=words)
+    return Unavailable(message, retry_after_s=1, reason=_told(error))
 
 
-def _words(error: Exception) -> str:
+def _told(error: Exception) -> str:
     return str(error) or type(error).__name__

@@ -19,17 +19,16 @@ from redis.retry import Retry
 from node.errors import Unavailable
 from node.jobs import Caller, Claim, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
 from node.store import keys
-from node.store.commit import Commit, script, unavailable
+from node.store.commit import Commit, Operation, script, unavailable
 
 T = TypeVar("T")
 
-SUBMIT, OPEN, CLAIM, FINISH = script("submit"), script("open"), script("claim"), script("finish")
-RELEASE, RENEW, RECLAIM, END = script("release"), script("renew"), script("reclaim"), script("end")
+SUBMIT, OPEN, CLAIM, FINISH = script("submit"), script("open"), script("claim", last=True), script("finish")
+RELEASE, RENEW, RECLAIM, END, GET = (script(name) for name in ("release", "renew", "reclaim", "end", "get"))
 
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
 RECLAIM_ENTRIES = 100  # looked at in one call, so that one call stays short
-FIELDS = ("caller", "containers", "state", "step", "attempt", "created", "ended", "out", "error", "failed_in")
 
 
 class Store:
@@ -85,24 +84,13 @@ class Store:
     async def submit(self, caller: Caller, requests: Sequence[JobRequest]) -> list[str]:
         """Accept jobs; their ids, in order. When it returns they are in the server's append-only file."""
         ids = [str(uuid.uuid4()) for _ in requests]
-        replies = [self._submit(job_id, caller, request) for job_id, request in zip(ids, requests, strict=True)]
+        submitted = self._commit.run(
+            SUBMIT, [_submission(job_id, caller, request) for job_id, request in zip(ids, requests, strict=True)]
+        )
         for container in {request.containers[0] for request in requests}:
             self._tell(container)
-        await _all(replies)
+        await submitted
         return ids
-
-    def _submit(self, job_id: str, caller: Caller, request: JobRequest) -> asyncio.Future[Any]:
-        return self._commit.run(
-            SUBMIT,
-            (keys.job(job_id), keys.lane(request.containers[0]), keys.LIVE, keys.pending(caller.id)),
-            (
-                job_id,
-                caller.id,
-                msgspec.json.encode(request.containers),
-                request.data,
-                "1" if request.requires_proof else "",
-            ),
-        )
 
     async def open(
         self,
@@ -118,28 +106,27 @@ class Store:
 
         A running one belongs to this node, which ends it with `end`.
         """
-        return bool(
-            await self._commit.run(
-                OPEN,
-                (
-                    keys.job(job_id),
-                    keys.LIVE,
-                    keys.pending(caller.id),
-                    keys.finished(caller.id),
-                    keys.ENDED,
-                    keys.streams(self._node_id),
-                ),
-                (
-                    job_id,
-                    caller.id,
-                    msgspec.json.encode(list(containers)),
-                    data,
-                    state.value,
-                    self._node_id if data else "",
-                    error,
-                ),
-            )
+        operation = (
+            (
+                keys.job(job_id),
+                keys.LIVE,
+                keys.pending(caller.id),
+                keys.finished(caller.id),
+                keys.ENDED,
+                keys.streams(self._node_id),
+            ),
+            (
+                job_id,
+                caller.id,
+                msgspec.json.encode(list(containers)),
+                data,
+                state.value,
+                self._node_id if data else "",
+                error,
+            ),
         )
+        (recorded,) = await self._commit.run(OPEN, [operation])
+        return bool(recorded)
 
     async def end(self, job_id: str, state: State, result: ContainerResult | None = None) -> State | None:
         """End a job from outside its chain. The state that it had before; None when it is not known.
@@ -148,29 +135,25 @@ class Store:
         """
         output = result.output if isinstance(result, ContainerOutput) else b""
         error = result.error if isinstance(result, ContainerError) else ""
-        before = await self._commit.run(
-            END,
+        container = result.container if result else ""
+        operation = (
             (keys.job(job_id), keys.LIVE, keys.ENDED),
-            (job_id, state.value, error, result.container if result else "", output, keys.PREFIX),
+            (job_id, state.value, error, container, output, keys.PREFIX),
         )
+        (before,) = await self._commit.run(END, [operation])
         return State(before.decode()) if before else None
 
     async def get(self, job_ids: Sequence[str], *, intermediate: bool = False) -> list[Job | None]:
         """Jobs in the order asked, None for those that are not known; one round trip."""
-        if intermediate:
-            replies = await _all([self._commit.call("HGETALL", keys.job(job_id)) for job_id in job_ids])
-            return [_job(job_id, _text_keys(fields)) for job_id, fields in zip(job_ids, replies, strict=True)]
-        replies = await _all([self._commit.call("HMGET", keys.job(job_id), *FIELDS) for job_id in job_ids])
-        return [
-            _job(job_id, dict(zip(FIELDS, values, strict=True)))
-            for job_id, values in zip(job_ids, replies, strict=True)
-        ]
+        wanted = ("1" if intermediate else "",)
+        rows = await self._commit.run(GET, [((keys.job(job_id),), wanted) for job_id in job_ids])
+        return [_job(job_id, *row) if row else None for job_id, row in zip(job_ids, rows, strict=True)]
 
     async def ids(self, caller: str, *, pending: bool | None = None) -> list[str]:
         """A caller's job ids, oldest first: only pending ones, only finished ones, or all."""
         wanted = [keys.pending(caller)] if pending is not False else []
         wanted += [keys.finished(caller)] if pending is not True else []
-        found = await _all([self._commit.call("ZRANGE", key, 0, -1, "WITHSCORES") for key in wanted])
+        found = await asyncio.gather(*(self._commit.call("ZRANGE", key, 0, -1, "WITHSCORES") for key in wanted))
         # Pending is read first: a job that ends between the two is then seen twice, never missed.
         times = {job_id.decode(): float(created) for pairs in found for job_id, created in _pairs(pairs)}
         return sorted(times, key=lambda job_id: times[job_id])
@@ -196,7 +179,8 @@ class Store:
     async def claim(self, container: str, count: int) -> tuple[list[Claim], str]:
         """Begin up to `count` waiting steps of a lane. With them its tail: "" while there may be more steps,
         else the place to `wait` from."""
-        tail, *rows = await self._commit.run(CLAIM, (keys.lane(container),), (self._node_id, count, keys.PREFIX))
+        operation = ((keys.lane(container),), (self._node_id, count, keys.PREFIX))
+        ((tail, *rows),) = await self._commit.run(CLAIM, [operation])
         return [_claim(*row) for row in rows], tail.decode()
 
     async def finish(self, claim: Claim, result: ContainerResult) -> State | None:
@@ -207,8 +191,7 @@ class Store:
             kind, value = "error", result.error.encode()
         else:
             kind, value = "output" if following else "last", result.output
-        reply = self._commit.run(
-            FINISH,
+        operation = (
             (
                 keys.job(claim.job_id),
                 keys.lane(claim.container),
@@ -220,32 +203,32 @@ class Store:
             ),
             (claim.job_id, claim.entry, claim.attempt, claim.step, claim.container, kind, value),
         )
+        finished = self._commit.run(FINISH, [operation])
         if kind == "output" and following:
             self._tell(following)
-        return _state(await reply)
+        (state,) = await finished
+        return _state(state)
 
     async def release(self, claim: Claim) -> State | None:
         """Hand a running step back to its lane. The job's state now, or None as in `finish`."""
-        reply = await self._commit.run(
-            RELEASE,
+        operation = (
             (keys.job(claim.job_id), keys.lane(claim.container)),
             (claim.job_id, claim.entry, claim.attempt, claim.step),
         )
-        return _state(reply)
+        (state,) = await self._commit.run(RELEASE, [operation])
+        return _state(state)
 
     async def renew(self, claims: Iterable[Claim]) -> list[Claim]:
         """Prolong the leases of running steps. Those that are lost: ended, or taken over by another node."""
         asked = list(claims)
-        held = await _all(
-            [
-                self._commit.run(
-                    RENEW,
-                    (keys.job(claim.job_id), keys.lane(claim.container)),
-                    (self._node_id, claim.entry, claim.attempt),
-                )
-                for claim in asked
-            ]
-        )
+        operations = [
+            (
+                (keys.job(claim.job_id), keys.lane(claim.container)),
+                (self._node_id, claim.entry, claim.attempt),
+            )
+            for claim in asked
+        ]
+        held = await self._commit.run(RENEW, operations)
         return [claim for claim, still in zip(asked, held, strict=True) if not still]
 
     async def reclaim(
@@ -255,18 +238,12 @@ class Store:
 
         own: only steps that this node's name holds, as it does at its start for those of its earlier life.
         """
-        reply = await self._commit.run(
-            RECLAIM,
+        consumer = self._node_id if own else ""
+        operation = (
             (keys.lane(container), keys.LIVE, keys.ENDED),
-            (
-                int(idle_s * 1000),
-                self._node_id if own else "",
-                RECLAIM_ENTRIES,
-                max_deliveries,
-                container,
-                keys.PREFIX,
-            ),
+            (int(idle_s * 1000), consumer, RECLAIM_ENTRIES, max_deliveries, container, keys.PREFIX),
         )
+        (reply,) = await self._commit.run(RECLAIM, [operation])
         if reply:
             self._tell(container)
         return [(reply[i].decode(), State(reply[i + 1].decode())) for i in range(0, len(reply), 2)]
@@ -311,17 +288,12 @@ async def insist(operation: Callable[[], Awaitable[T]]) -> T:
             pause_s = min(pause_s * 2, RETRY_MAX_S)
 
 
-async def _all(replies: list[asyncio.Future[Any]]) -> list[Any]:
-    """The replies of calls that leave together; the first error, after all have ended."""
-    if replies:
-        await asyncio.wait(replies)
-    for reply in replies:
-        error = reply.exception()
-        if error:
-            for other in replies:
-                other.exception()  # they failed together; each is looked at, so that none is reported as lost
-            raise error
-    return [reply.result() for reply in replies]
+def _submission(job_id: str, caller: Caller, request: JobRequest) -> Operation:
+    containers = msgspec.json.encode(request.containers)
+    return (
+        (keys.job(job_id), keys.lane(request.containers[0]), keys.LIVE, keys.pending(caller.id)),
+        (job_id, caller.id, containers, request.data, "1" if request.requires_proof else ""),
+    )
 
 
 def _state(reply: bytes) -> State | None:
@@ -357,38 +329,40 @@ def _pairs(flat: list[Any]) -> list[tuple[bytes, Any]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _text_keys(fields: dict[bytes, bytes]) -> dict[str, bytes | None]:
-    return {name.decode(): value for name, value in fields.items()}
-
-
-def _job(job_id: str, fields: dict[str, bytes | None]) -> Job | None:
-    caller, containers, state = fields.get("caller"), fields.get("containers"), fields.get("state")
-    if caller is None or containers is None or state is None:
-        return None
-    chain: tuple[str, ...] = msgspec.json.decode(containers, type=tuple[str, ...])
+def _job(
+    job_id: str,
+    caller: bytes,
+    containers: bytes,
+    state: bytes,
+    step: bytes,
+    attempt: bytes,
+    created: bytes,
+    ended: bytes | None,
+    output: bytes | None,
+    error: bytes | None,
+    failed_in: bytes | None,
+    *intermediate: bytes | None,
+) -> Job:
+    chain = msgspec.json.decode(containers, type=tuple[str, ...])
+    result: ContainerResult | None = None
+    if output is not None:
+        result = ContainerOutput(container=chain[-1], output=output)
+    elif error is not None:
+        container = failed_in.decode() if failed_in else next(iter(chain), "")
+        result = ContainerError(container=container, error=error.decode())
     return Job(
         id=job_id,
         caller=caller.decode(),
         containers=chain,
         state=State(state.decode()),
-        step=int(fields.get("step") or 0),
-        attempt=int(fields.get("attempt") or 0),
-        created_at=float(fields.get("created") or 0),
-        ended_at=float(ended) if (ended := fields.get("ended")) else None,
-        result=_result(chain, fields),
+        step=int(step),
+        attempt=int(attempt),
+        created_at=float(created),
+        ended_at=float(ended) if ended else None,
+        result=result,
         intermediate=tuple(
-            ContainerOutput(container=container, output=output)
-            for i, container in enumerate(chain)
-            if (output := fields.get(f"o{i}")) is not None
+            ContainerOutput(container=each, output=raw)
+            for each, raw in zip(chain, intermediate, strict=False)  # the last one's output is the result
+            if raw is not None
         ),
     )
-
-
-def _result(containers: tuple[str, ...], fields: dict[str, bytes | None]) -> ContainerResult | None:
-    output, error, failed_in = fields.get("out"), fields.get("error"), fields.get("failed_in")
-    if output is not None:
-        return ContainerOutput(container=containers[-1], output=output)
-    if error is not None:
-        container = failed_in.decode() if failed_in else next(iter(containers), "")
-        return ContainerError(container=container, error=error.decode())
-    return None

@@ -4,19 +4,19 @@
 --       6 node that runs it, or ""  7 error, or ""
 -- Reply 1; 0 when the id is known already (nothing is changed)
 -- State (none) -> the given one
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-local time = redis.call('TIME')
-local now = time[1] .. '.' .. string.format('%06d', time[2])
-redis.call('HSET', KEYS[1], 'caller', ARGV[2], 'containers', ARGV[3], 'data', ARGV[4], 'proof', '', 'created', now,
-  'state', ARGV[5], 'step', '0', 'attempt', '1', 'node', ARGV[6])
-if ARGV[5] == 'running' then
-  redis.call('ZADD', KEYS[2], now, ARGV[1])
-  redis.call('ZADD', KEYS[3], now, ARGV[1])
-  if ARGV[6] ~= '' then redis.call('SADD', KEYS[6], ARGV[1]) end
-else
-  redis.call('HSET', KEYS[1], 'ended', now)
-  if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[7]) end
-  redis.call('ZADD', KEYS[4], now, ARGV[1])
-  redis.call('ZADD', KEYS[5], now, ARGV[1])
+local function one(keys, args)
+  if redis.call('EXISTS', keys[1]) == 1 then return 0 end
+  redis.call('HSET', keys[1], 'caller', args[2], 'containers', args[3], 'data', args[4], 'proof', '', 'created', now,
+    'state', args[5], 'step', '0', 'attempt', '1', 'node', args[6])
+  if args[5] == 'running' then
+    redis.call('ZADD', keys[2], now, args[1])
+    redis.call('ZADD', keys[3], now, args[1])
+    if args[6] ~= '' then redis.call('SADD', keys[6], args[1]) end
+  else
+    redis.call('HSET', keys[1], 'ended', now)
+    if args[7] ~= '' then redis.call('HSET', keys[1], 'error', args[7]) end
+    redis.call('ZADD', keys[4], now, args[1])
+    redis.call('ZADD', keys[5], now, args[1])
+  end
+  return 1
 end
-return 1

@@ -4,10 +4,12 @@
 -- ARGV  1 job id  2 entry  3 attempt  4 step
 -- Reply the job's new state; 'stale' when this attempt no longer holds the step (nothing is changed)
 -- State running -> queued
-local known = redis.call('HMGET', KEYS[1], 'state', 'attempt')
-if known[1] ~= 'running' or known[2] ~= ARGV[3] then return 'stale' end
-redis.call('XACK', KEYS[2], 'nodes', ARGV[2])
-redis.call('XDEL', KEYS[2], ARGV[2])
-local entry = redis.call('XADD', KEYS[2], '*', 'j', ARGV[1], 's', ARGV[4])
-redis.call('HSET', KEYS[1], 'state', 'queued', 'entry', entry)
-return 'queued'
+local function one(keys, args)
+  local known = redis.call('HMGET', keys[1], 'state', 'attempt')
+  if known[1] ~= 'running' or known[2] ~= args[3] then return 'stale' end
+  redis.call('XACK', keys[2], 'nodes', args[2])
+  redis.call('XDEL', keys[2], args[2])
+  local entry = redis.call('XADD', keys[2], '*', 'j', args[1], 's', args[4])
+  redis.call('HSET', keys[1], 'state', 'queued', 'entry', entry)
+  return 'queued'
+end

@@ -7,12 +7,12 @@
 -- Fields of a job: caller, containers, data, proof, created; state; step (index of the current one), entry (its entry in
 -- the lane), attempt (fencing token), lost (how often the step's worker died), node (who runs it);
 -- o<i> (output of step i), out (output of the last step), error, failed_in (its container), ended.
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-local time = redis.call('TIME')
-local now = time[1] .. '.' .. string.format('%06d', time[2])
-local entry = redis.call('XADD', KEYS[2], '*', 'j', ARGV[1], 's', '0')
-redis.call('HSET', KEYS[1], 'caller', ARGV[2], 'containers', ARGV[3], 'data', ARGV[4], 'proof', ARGV[5],
-  'created', now, 'state', 'queued', 'step', '0', 'attempt', '0', 'entry', entry)
-redis.call('ZADD', KEYS[3], now, ARGV[1])
-redis.call('ZADD', KEYS[4], now, ARGV[1])
-return 1
+local function one(keys, args)
+  if redis.call('EXISTS', keys[1]) == 1 then return 0 end
+  local entry = redis.call('XADD', keys[2], '*', 'j', args[1], 's', '0')
+  redis.call('HSET', keys[1], 'caller', args[2], 'containers', args[3], 'data', args[4], 'proof', args[5],
+    'created', now, 'state', 'queued', 'step', '0', 'attempt', '0', 'entry', entry)
+  redis.call('ZADD', keys[3], now, args[1])
+  redis.call('ZADD', keys[4], now, args[1])
+  return 1
+end

@@ -1,0 +1,12 @@
+-- Stands after every script: runs its function `one` for each operation of the call.
+-- ARGV  1 keys of one operation  2 arguments of one operation; then those of all operations, one after the other
+-- Reply a list: what `one` returned, or an error, for each operation
+local nkeys, nargs, replies = tonumber(ARGV[1]), tonumber(ARGV[2]), {}
+for i = 1, #KEYS / nkeys do
+  local keys = { unpack(KEYS, (i - 1) * nkeys + 1, i * nkeys) }
+  local args = { unpack(ARGV, (i - 1) * nargs + 3, i * nargs + 2) }
+  local fine, reply = pcall(one, keys, args)
+  if not fine then reply = { err = type(reply) == 'table' and reply.err or tostring(reply) } end
+  replies[i] = reply
+end
+return replies

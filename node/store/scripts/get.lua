@@ -1,0 +1,15 @@
+#!lua flags=no-writes
+-- Read a job.
+-- KEYS  1 job
+-- ARGV  1 "1" with its intermediate outputs, or ""
+-- Reply { caller, containers, state, step, attempt, created, ended, output, error, failed_in, intermediate output, ... };
+--       nothing when it is not known
+local function one(keys, args)
+  local known = redis.call('HMGET', keys[1], 'caller', 'containers', 'state', 'step', 'attempt', 'created', 'ended',
+    'out', 'error', 'failed_in')
+  if not known[1] then return {} end
+  if args[1] == '1' then
+    for i = 1, known[4] do known[10 + i] = redis.call('HGET', keys[1], 'o' .. string.format('%d', i - 1)) end
+  end
+  return known
+end
