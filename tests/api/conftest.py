@@ -4,6 +4,7 @@ import itertools
 from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
 
 from tests.api.support import Client, Stage
 from tests.support import Echo, Node, free_port
@@ -17,13 +18,13 @@ STATUS_NETWORKS = ["127.0.0.0/15"]
 _callers = itertools.count(1)
 
 
-@pytest.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def stage() -> AsyncIterator[Stage]:
     async with Stage() as stage:
         yield stage
 
 
-@pytest.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def node(tmp_path_factory: pytest.TempPathFactory, echo: Echo, stage: Stage) -> AsyncIterator[Node]:
     """Echoes: a, b, d; c (internal), guarded (for few addresses), proof (generates proofs). Down: gone.
 
@@ -51,7 +52,7 @@ async def node(tmp_path_factory: pytest.TempPathFactory, echo: Echo, stage: Stag
         yield running
 
 
-@pytest.fixture(loop_scope="session")
+@pytest_asyncio.fixture(loop_scope="session")
 async def caller(node: Node) -> AsyncIterator[Client]:
     """Somebody who has no jobs yet, from the networks that may report statuses."""
     number = next(_callers)
@@ -59,7 +60,7 @@ async def caller(node: Node) -> AsyncIterator[Client]:
         yield client
 
 
-@pytest.fixture(loop_scope="session")
+@pytest_asyncio.fixture(loop_scope="session")
 async def stranger(node: Node) -> AsyncIterator[Client]:
     """Somebody else, from an address that is in no list."""
     async with Client(node, "127.9.9.9") as client:

@@ -15,6 +15,12 @@ from multidict import CIMultiDictProxy
 from tests.support import Node, eventually
 
 JSON = "application/json"
+UNREADABLE = "Could not parse message"
+DELEGATED = {
+    "signature": {"nonce": 1, "expiry": 1, "v": 27, "r": 2**255, "s": 1},
+    "subscription": {"owner": "0x0", "containers": "0x0"},
+    "data": {},
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Stage:
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = "http://127.0.0.1:{}".format(self._runner.addresses[0][1])
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
         return self
 
     async def __aexit__(
