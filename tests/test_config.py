@@ -223,6 +223,13 @@ def test_a_build_folder_is_seen_from_the_file(write: Write, tmp_path: Path, monk
     assert bare == build
 
 
+def test_a_build_may_be_its_folder_alone(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    build = load(write({"containers": [{"id": "a", "build": "app"}]})).config.containers[0].build
+    assert build is not None
+    assert (build.context, build.args) == (tmp_path / "app", {})
+
+
 def test_a_loaded_configuration_does_not_change(write: Write) -> None:
     config = load(write({})).config
     with pytest.raises(ValidationError):
@@ -521,6 +528,10 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         ),
         (
             container(build={"context": "no/where"}),
+            f'containers[0].build.context: found "no/where", expected {FOLDER}',
+        ),
+        (
+            container(build="no/where"),
             f'containers[0].build.context: found "no/where", expected {FOLDER}',
         ),
         (

@@ -18,6 +18,7 @@ from pydantic import (
     SecretStr,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 MIB = 1024 * 1024
@@ -204,6 +205,11 @@ class Build(Section):
     )
     args: Texts = Field(default_factory=dict, description="Build arguments (Docker only).")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _folder_alone(cls, value: Any) -> Any:
+        return {"context": value} if isinstance(value, str) else value
+
     @field_validator("context")
     @classmethod
     def _existing(cls, context: Path, info: ValidationInfo) -> Path:
@@ -258,7 +264,7 @@ class ContainerSpec(Section):
     allowed_delegate_addresses: Unused[tuple[str, ...]] = Field((), description="Infernet's on-chain rule.")
     accepted_payments: Unused[dict[str, int]] = Field(default_factory=dict, description="Infernet's on-chain prices.")
     generates_proofs: bool = Field(False, description="May be the last of a chain that requires a proof.")
-    build: Build | None = Field(None, description="Folder to build instead of an `image`.")
+    build: Build | None = Field(None, description="Folder to build instead of an `image`; text alone is its `context`.")
     backend: BackendName = Field(
         BackendName.AUTO, description="How it is kept running; the node's `backend` by default."
     )
