@@ -62,7 +62,7 @@ class Keeper:
         self.spec = spec
         self.backend_name = backend_name
         self.service = Service(spec)
-        self.health = Health(phase=Phase.STARTING, reason="not started yet", since=time.time())
+        self.health = Health(phase=Phase.PULLING, reason="not begun yet", since=time.time())
         self._backend = backend
         self._instance: Instance | None = None
         self._ready = asyncio.Event()

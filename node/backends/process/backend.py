@@ -23,7 +23,7 @@ HOST = "127.0.0.1"
 HANDED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ")
 """Variables of the node that a service sees; the others may hold secrets."""
 
-INSTALLER_PREFIXES = ("PIP_", "SSL_CERT_", "REQUESTS_CA_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
+INSTALLER_PREFIXES = ("UV_", "PIP_", "SSL_CERT_", "REQUESTS_CA_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 """Variables of the node that the installer of packages sees as well, in capitals or not."""
 
 
@@ -80,7 +80,7 @@ class ProcessBackend:
         needed = context if spec.command else context / "app.py"
         if not await asyncio.to_thread(needed.exists):
             raise BackendError(f"container {spec.id}: there is no {needed} to run", retry=False)
-        installer = self._environment(HANDED_ON, INSTALLER_PREFIXES)
+        installer = self._environment(HANDED_ON, INSTALLER_PREFIXES) | {"NO_COLOR": "1"}
         python = await environment.prepare(self._folder, spec.id, context, installer, progress)
         env["PATH"] = f"{python.parent}{os.pathsep}{env['PATH']}"
         env["VIRTUAL_ENV"] = str(python.parent.parent)

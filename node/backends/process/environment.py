@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from uv import find_uv_bin
+
 from node.backends.contract import Progress
 from node.backends.output import Pace
 from node.backends.process.child import Child
@@ -58,16 +60,19 @@ def _requires_anything(requirements: Path) -> bool:
 
 
 async def _make(target: Path, context: Path, env: Mapping[str, str], pace: Pace) -> None:
-    install = await asyncio.to_thread(_requires_anything, context / "requirements.txt")
-    # A pip of the node's own installs into any environment, and making one there takes five seconds.
-    own_pip = importlib.util.find_spec("pip") is not None
-    options = ["--without-pip"] if own_pip or not install else []
-    await _run([sys.executable, "-m", "venv", *options, str(target)], context, env, pace)
-    if install:
-        python = str(target / "bin" / "python")
-        pip = [sys.executable, "-m", "pip", "--python", python] if own_pip else [python, "-m", "pip"]
-        quiet = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
-        await _run([*pip, "install", *quiet, "-r", "requirements.txt"], context, env, pace)
+    await _run([find_uv_bin(), "venv", "--python", sys.executable, str(target)], context, env, pace)
+    if not (context / "requirements.txt").is_file():
+        return
+    python = str(target / "bin" / "python")
+    try:
+        install = ["pip", "install", "--python", python, "-r", "requirements.txt"]
+        await _run([find_uv_bin(), *install], context, env, pace)
+    except BackendError:
+        if importlib.util.find_spec("pip") is None:
+            raise
+        # A mirror that only pip is told of; uv is ten times quicker, but does not read pip's configuration.
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--python", python]
+        await _run([*pip, "install", "--progress-bar", "off", "-r", "requirements.txt"], context, env, pace)
 
 
 async def _run(command: Sequence[str], cwd: Path, env: Mapping[str, str], pace: Pace) -> None:
