@@ -35,7 +35,7 @@ def check(raw: bytes) -> Any:
         value = msgspec.json.decode(raw)
         _refuse_repeated_names(raw, value)
     except msgspec.DecodeError as error:  # malformed, and its subclass for numbers out of range
-        raise NotStrict(_without_path(str(error))) from None
+        raise NotStrict(_words(raw, error)) from None
     except UnicodeDecodeError:
         raise NotStrict("invalid UTF-8") from None
     except RecursionError:
@@ -49,8 +49,11 @@ def is_json(content_type: str) -> bool:
     return kind == MEDIA_TYPE or kind.endswith("+json")
 
 
-def _without_path(message: str) -> str:
-    return message.partition(" - at ")[0]
+def _words(raw: bytes, error: msgspec.DecodeError) -> str:
+    words = str(error).partition(" - at ")[0]
+    if words == "Input data was truncated":  # which it also says of half a surrogate pair
+        return "cut off, or a lone surrogate" if raw.strip(_SPACES) else "empty"
+    return words
 
 
 def _refuse_repeated_names(raw: bytes, value: Any) -> None:

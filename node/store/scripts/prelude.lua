@@ -1,3 +1,3 @@
--- Stands before every script: the time of the store, Unix seconds with six decimals.
+-- Stands before every script: the time of the store, Unix seconds with six decimals. `now` is set for each operation.
 local time = redis.call('TIME')
-local now = time[1] .. '.' .. string.format('%06d', time[2])
+local now
