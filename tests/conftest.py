@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import docker
 import pytest
 import requests
 
-from tests.support import Echo, Node, RedisServer
+from tests.support import ROOT, Echo, Node, RedisServer
 
 NOT_RUN = pytest.StashKey[list[str]]()
 
@@ -74,3 +75,10 @@ async def node(tmp_path: Path, echo: Echo) -> AsyncIterator[Node]:
     """A running node, as an operator runs it, with the echo service under the names a, b, c (internal) and d."""
     async with Node(tmp_path, echo.containers("a", "b", "d") + echo.containers("c", external=False)) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def base() -> str:
+    """Name of a base image for the example containers; made here, because no registry need be reachable."""
+    subprocess.run([ROOT / "tests" / "images" / "base"], check=True)
+    return "stoker-test-base"

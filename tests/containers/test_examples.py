@@ -77,9 +77,3 @@ def engine() -> Iterator[docker.DockerClient]:
     client = docker.from_env(timeout=300)
     yield client
     client.close()
-
-
-@pytest.fixture(scope="session")
-def base() -> str:
-    subprocess.run([ROOT / "tests" / "images" / "base"], check=True)
-    return "stoker-test-base"
