@@ -77,10 +77,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
 
 
 def split(raw: bytes, most: int) -> list[bytes]:
-    """The elements of a JSON list, each as its own text, not yet checked; of more than `most` only `most` + 1.
+    """The elements of a JSON list, each as its own text, not yet checked. Raises `NotStrict` when it is no list.
 
-    Raises `NotStrict` when it is no list. What stands between two commas gets its place here whatever it is, so that
-    it is refused there and does not take its neighbours with it.
+    Of more than `most` elements it gives at least one too many, not necessarily all. What stands between two commas
+    gets its place whatever it is, so that it is refused there and does not take its neighbours with it.
     """
     if raw.count(b",") < FEW_COMMAS:
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
