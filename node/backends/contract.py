@@ -58,9 +58,9 @@ class Backend(Protocol):
     async def start(self, spec: ContainerSpec, progress: Progress) -> Instance:
         """Bring `spec` up and return it, without waiting until its service answers.
 
-        What this node left running in an earlier life with the same configuration is adopted, with another
-        configuration replaced; what somebody else owns is never touched. Raises `BackendError`, and leaves nothing
-        half-made behind.
+        What this node left running in an earlier life with the same configuration is adopted, or was ended by `sweep`
+        where nothing can be adopted; with another configuration it is replaced; what somebody else owns is never
+        touched. Raises `BackendError`, and leaves nothing half-made behind.
         """
         ...
 

@@ -122,8 +122,6 @@ class DockerGround(Ground):
             container.remove(force=True, v=True)
         for network in self.client.networks.list(filters=self.filters):
             network.remove()
-        for image in self.client.images.list(filters=self.filters):
-            self.client.images.remove(image.id, force=True)
 
 
 class ProcessGround(Ground):

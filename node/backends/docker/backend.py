@@ -70,8 +70,7 @@ class DockerBackend:
             task.cancel()
         try:
             await self._tasks.__aexit__(None, None, None)
-            if self._cpus:
-                await self._networks.remove()
+            await self._networks.leave()
         finally:
             await self._engine.__aexit__(kind, error, trace)
 
@@ -95,6 +94,7 @@ class DockerBackend:
             listed = await self._engine.call(lambda client: client.containers(all=True, filters={"label": label}))
             orphans = [each for each in listed if each["Labels"].get(CONTAINER) not in known]
             await asyncio.gather(*(_remove(self._engine, each["Id"], SWEEP_GRACE_S) for each in orphans))
+            await self._networks.remove()
         except APIError as error:
             raise BackendError(f"cannot remove containers of an earlier life: {words(error)}") from error
         return [f"container {each['Names'][0].removeprefix('/')}" for each in orphans]

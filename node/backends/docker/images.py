@@ -14,7 +14,7 @@ from docker.utils import parse_repository_tag
 
 from node.backends.contract import LINE_CHARACTERS, Progress
 from node.backends.docker.engine import Engine, words
-from node.backends.docker.plan import Mark
+from node.backends.docker.plan import CONTAINER, Mark
 from node.backends.output import Pace
 from node.config import Build, ContainerSpec, Registry
 from node.errors import BackendError
@@ -159,7 +159,7 @@ class Images:
             path=str(build.context),
             tag=self._mark.image(container),
             buildargs=build.args,
-            labels=self._mark.labels(container),
+            labels={CONTAINER: container},
             rm=True,
             forcerm=True,
             decode=True,
@@ -172,9 +172,9 @@ class Images:
 
     async def _forget_former_builds(self, container: str) -> None:
         """Remove earlier builds that nothing uses any more: each change of a folder would leave one for ever."""
-        labels = [f"{name}={value}" for name, value in self._mark.labels(container).items()]
+        unnamed = {"dangling": True, "label": [f"{CONTAINER}={container}"]}
         with contextlib.suppress(APIError, BackendError):
-            await self._engine.call(lambda client: client.prune_images({"dangling": True, "label": labels}))
+            await self._engine.call(lambda client: client.prune_images(unnamed))
 
 
 def _missing(image: str, reason: str) -> BackendError:

@@ -8,7 +8,7 @@ from typing import Any
 from docker import APIClient
 from docker.errors import APIError, NotFound
 
-from node.backends.docker.engine import Engine
+from node.backends.docker.engine import LEAVE_S, Engine
 from node.backends.docker.plan import NODE, Mark, Network
 from node.errors import BackendError
 
@@ -25,14 +25,23 @@ class Networks:
         self._engine = engine
         self._mark = mark
         self._lock = asyncio.Lock()
+        self._used = False
 
     async def get(self, *, internet: bool) -> Network:
         """The bridge with or without the Internet. `BackendError` if its name is somebody else's."""
         name = self._name(internet=internet)
+        self._used = True
         async with self._lock:
             found = await self._engine.call(lambda client: self._ensure(client, name, internal=not internet))
         gateway = next((each["Gateway"] for each in found["IPAM"]["Config"] or () if each.get("Gateway")), "")
         return Network(name=name, internal=not internet, direct=_is_ours(gateway))
+
+    async def leave(self) -> None:
+        """Remove those that no container is on, if any was ever asked for; without waiting long for the engine."""
+        if self._used:
+            with contextlib.suppress(BackendError, TimeoutError):
+                async with asyncio.timeout(LEAVE_S):
+                    await self.remove()
 
     async def remove(self) -> None:
         """Remove those that no container is on."""
@@ -44,8 +53,7 @@ class Networks:
                     if (client.inspect_network(name)["Labels"] or {}).get(NODE) == self._mark.node_id:
                         client.remove_network(name)
 
-        with contextlib.suppress(BackendError):
-            await self._engine.call(work)
+        await self._engine.call(work)
 
     def _name(self, *, internet: bool) -> str:
         return self._mark.name("net" if internet else "net-internal")

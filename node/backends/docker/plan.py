@@ -43,8 +43,8 @@ class Mark:
         return re.sub("[^a-zA-Z0-9_.-]", "-", f"{self.prefix}-{self.node_id}-{container}")
 
     def image(self, container: str) -> str:
-        """Name of a built image, for people: containers run by image id, so two may share it."""
-        return re.sub("[^a-z0-9]+", "-", self.name(container).lower()).strip("-")
+        """Name of a built image, for people. Nodes share it, and with it the engine's cache: containers run by id."""
+        return re.sub("[^a-z0-9]+", "-", f"{self.prefix}-{container}".lower()).strip("-")
 
     def labels(self, container: str) -> dict[str, str]:
         return {NODE: self.node_id, CONTAINER: container}

@@ -54,11 +54,6 @@ def _wanted(context: Path) -> bytes:
     return b"\0".join([content, sys.version.encode(), sys.executable.encode()])
 
 
-def _requires_anything(requirements: Path) -> bool:
-    lines = requirements.read_text().splitlines() if requirements.is_file() else []
-    return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
-
-
 async def _make(target: Path, context: Path, env: Mapping[str, str], pace: Pace) -> None:
     await _run([find_uv_bin(), "venv", "--python", sys.executable, str(target)], context, env, pace)
     if not (context / "requirements.txt").is_file():
