@@ -1,9 +1,9 @@
 """Admission: may this caller have this job run here? Pure rules, in the order of Infernet's guardian (v1.4)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 
-from node.config import ContainerSpec
+from node.config import ContainerSpec, Network
 from node.errors import SHOWN_CHARS, Rejected
 from node.jobs import Caller, JobRequest
 
@@ -28,16 +28,16 @@ class Guardian:
         if request.requires_proof and not self._specs[chain[-1]].generates_proofs:
             raise Rejected("Container does not generate proof", container=chain[-1])
         for container in chain:
-            if not _allowed(caller.address, self._specs[container]):
+            networks = self._specs[container].allowed_ips
+            if networks and not within(caller.address, networks):
                 raise Rejected("Container not allowed for address", address=caller.address, container=container)
 
 
-def _allowed(address: str, spec: ContainerSpec) -> bool:
-    if not spec.allowed_ips:
-        return True
+def within(address: str, networks: Iterable[Network]) -> bool:
+    """An IPv4 address counts as such also where a socket shows it as an IPv6 one. What is no address is nowhere."""
     try:
         host = ip_address(address)
-    except ValueError:  # a peer without an IP address is in no network
+    except ValueError:
         return False
     mapped = getattr(host, "ipv4_mapped", None)
-    return any((mapped or host) in network for network in spec.allowed_ips)
+    return any((mapped or host) in network for network in networks)

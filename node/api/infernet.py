@@ -5,7 +5,6 @@ status, results come in the order asked, a bad item of a batch has its own error
 """
 
 import contextlib
-from ipaddress import ip_address
 from typing import Any, TypeGuard
 
 import msgspec
@@ -14,8 +13,9 @@ from aiohttp import web
 
 from node import __version__, payload
 from node.api.middleware import CALLER, NUMBER, REQUEST_ID, read_json, reply
-from node.config import Network, Server
+from node.config import Server
 from node.errors import SHOWN_CHARS, Forbidden, NotFound, Refusal, Rejected, TooLarge, Unavailable
+from node.guardian import within
 from node.jobs import ContainerError, ContainerResult, Job, JobRequest, State
 from node.orchestrator import Orchestrator
 from node.registry import Health, Keeper
@@ -134,7 +134,7 @@ class Infernet:
 
     async def report(self, request: web.Request) -> web.StreamResponse:
         """Record a job's state as somebody else's runner saw it. From the configured networks only."""
-        if not _within(request[CALLER].address, self._settings.status_networks):
+        if not within(request[CALLER].address, self._settings.status_networks):
             raise Forbidden("Unauthorized")
         body = _checked(await read_json(request))
         job_id, status, containers = body.get("id"), body.get("status"), body.get("containers")
@@ -196,13 +196,6 @@ def _unreadable(reason: str) -> Rejected:
 
 def _strings(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _within(address: str, networks: tuple[Network, ...]) -> bool:
-    with contextlib.suppress(ValueError):
-        host = ip_address(address)
-        return any((getattr(host, "ipv4_mapped", None) or host) in network for network in networks)
-    return False
 
 
 def _answer(answer: str | Refusal) -> dict[str, Any]:
