@@ -110,10 +110,8 @@ async def _backends(
     if BackendName.AUTO in wanted.values():
         chosen = await _docker_or_process(docker)
         wanted = {container: chosen if name is BackendName.AUTO else name for container, name in wanted.items()}
-    for name in set(wanted.values()):
-        known = [container for container, backend in wanted.items() if backend is name]
-        for ended in await backends[name].sweep(known):
-            logger.warning("container_left_over", ended=ended)
+    for name, backend in backends.items():
+        await _sweep(backend, [container for container, chosen in wanted.items() if chosen is name])
     return lambda spec: (wanted[spec.id].value, backends[wanted[spec.id]])
 
 
@@ -121,6 +119,16 @@ def _named(spec: ContainerSpec, config: Config) -> BackendName:
     if spec.url or not config.manage_containers:
         return BackendName.REMOTE
     return BackendName(config.backend) if spec.backend is BackendName.AUTO else spec.backend
+
+
+async def _sweep(backend: Backend, known: list[str]) -> None:
+    """End what an earlier life of this node left; a backend that is of no use now says so itself when it is needed."""
+    try:
+        for ended in await backend.sweep(known):
+            logger.warning("container_left_over", ended=ended)
+    except BackendError as error:
+        level = logger.warning if known else logger.debug
+        level("container_sweep_failed", reason=str(error))
 
 
 async def _docker_or_process(docker: DockerBackend) -> BackendName:
