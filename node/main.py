@@ -34,11 +34,14 @@ from node.store.embedded import Embedded
 
 logger = structlog.get_logger()
 
+Announce = Callable[[str, Config], None]
+"""Told the base URL once the node serves."""
+
 RECOVER_PAUSE_S = 1.0
 
 
-def serve(loaded: Loaded, announce: Callable[[str], None]) -> None:
-    """Run a node until SIGTERM or SIGINT; a second signal leaves at once. `announce` is told its base URL.
+def serve(loaded: Loaded, announce: Announce) -> None:
+    """Run a node until SIGTERM or SIGINT; a second signal leaves at once.
 
     Raises `StokerError` when it cannot start.
     """
@@ -53,7 +56,7 @@ def serve(loaded: Loaded, announce: Callable[[str], None]) -> None:
         uvloop.run(_serve(config, data_dir, node_id, announce))
 
 
-async def _serve(config: Config, data_dir: Path, node_id: str, announce: Callable[[str], None]) -> None:
+async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announce) -> None:
     stop = _stop_on_signals()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(await _store(config, data_dir, node_id, stack))
@@ -70,7 +73,7 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Callabl
         await stack.enter_async_context(registry)
         url = await stack.enter_async_context(serving(application(orchestrator, config.server), config.server))
         logger.info("node_started", version=__version__, url=url, containers=list(specs))
-        announce(url)
+        announce(url, config)
         janitor = Janitor(store, list(specs), config.runner)
         if await _recovered(janitor, stop):
             await stack.enter_async_context(runner)

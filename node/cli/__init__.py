@@ -1,11 +1,15 @@
 """The command `stoker`. Each command imports what it needs when it runs, so that `--help` is quick."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from node.cli.config import config_app
+
+if TYPE_CHECKING:
+    from node.config import Config
 
 app = typer.Typer(
     name="stoker",
@@ -67,11 +71,11 @@ def demo(
         raise typer.Exit(1) from None
 
 
-def _announce(url: str) -> None:
-    typer.echo(
-        f"stoker listens on {url}\n"
-        f"  curl {url}/info?verbose=true\n"
-        f"  curl {url}/api/jobs -H 'Content-Type: application/json'"
-        ' -d \'{"containers": ["hello-world"], "data": {"name": "you"}}\'\n'
-        f"  curl {url}/api/jobs"
-    )
+def _announce(url: str, config: "Config") -> None:
+    """The address, and three lines to try it by."""
+    first = next((spec.id for spec in config.containers if spec.external), None)
+    typer.echo(f"stoker listens on {url}\n  curl '{url}/info?verbose=true'")
+    if first:
+        body = json.dumps({"containers": [first], "data": {"text": "What a lovely morning."}})
+        typer.echo(f"  curl {url}/api/jobs -H 'Content-Type: application/json' -d '{body}'")
+    typer.echo(f"  curl {url}/api/jobs")
