@@ -5,10 +5,13 @@ JSON; a stream answers bytes in chunks. `GET /service-resources` is optional. An
 """
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import IntEnum
+from io import BytesIO
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +27,7 @@ KEEPALIVE_S = 15.0
 PROBE_S = 2.0
 RESOURCES_S = 0.5
 CHUNK_BYTES = 64 * 1024
+LARGE_BYTES = 1024 * 1024  # a larger body is sent piece by piece, so that the loop is not held up
 
 
 class Location(IntEnum):
@@ -73,11 +77,15 @@ class Service:
 
     async def _output(self, body: bytes) -> bytes:
         async with self._post(body) as answer:
-            raw = await self._read(answer, self.spec.max_output_bytes)
             if answer.status >= 300:
-                raise StepFailed(f"{self._name}: answered HTTP {answer.status}: {_excerpt(raw)}")
+                raise await self._refused(answer)
+            raw = await self._read(answer, self.spec.max_output_bytes)
             self._check(raw, answer.headers.get("Content-Type", ""))
             return raw
+
+    async def _refused(self, answer: aiohttp.ClientResponse) -> StepFailed:
+        raw = await self._read(answer, CHUNK_BYTES, cut=True)
+        return StepFailed(f"{self._name}: answered HTTP {answer.status}: {_excerpt(raw)}")
 
     def _check(self, raw: bytes, content_type: str) -> None:
         if not raw:
@@ -97,8 +105,7 @@ class Service:
         try:
             async with self._post(_body(data, Location.STREAM, requires_proof), timeout=timeout) as answer:
                 if answer.status != 200:
-                    raw = await self._read(answer, EXCERPT_CHARS, cut=True)
-                    raise StepFailed(f"{self._name}: answered HTTP {answer.status}: {_excerpt(raw)}")
+                    raise await self._refused(answer)
                 async for chunk in answer.content.iter_any():
                     size += len(chunk)
                     if size > self.spec.max_output_bytes:
@@ -130,7 +137,8 @@ class Service:
 
     def _post(self, body: bytes, **options: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         headers = {"Content-Type": payload.MEDIA_TYPE}
-        return self._request("POST", "/service_output", data=body, headers=headers, **options)
+        data = BytesIO(body) if len(body) > LARGE_BYTES else body
+        return self._request("POST", "/service_output", data=data, headers=headers, **options)
 
     @asynccontextmanager
     async def _request(self, method: str, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -138,9 +146,10 @@ class Service:
             async with self._session.request(method, self.url + path, allow_redirects=False, **options) as answer:
                 yield answer
         except aiohttp.ClientConnectorError as error:
-            raise StepFailed(f"{self._name}: cannot connect: {error.os_error.strerror or error.os_error}") from error
+            raise StepFailed(f"{self._name}: cannot connect: {_reason(error.os_error)}") from error
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise StepFailed(f"{self._name}: the connection broke: {error or type(error).__name__}") from error
+            words = " ".join(str(error).split())[:EXCERPT_CHARS] or type(error).__name__
+            raise StepFailed(f"{self._name}: the connection broke: {words}") from error
 
     async def _read(self, answer: aiohttp.ClientResponse, limit: int, *, cut: bool = False) -> bytes:
         """The body, at most `limit` bytes; more is an error, or is left out if `cut`."""
@@ -178,6 +187,13 @@ def _body(data: bytes, destination: Location, requires_proof: bool) -> bytes:
         data,
         b"true" if requires_proof else b"false",
     )
+
+
+def _reason(error: OSError) -> str:
+    """Of a failed connection: the loops put addresses, or nothing, where the system's words are expected."""
+    if error.errno and error.errno in errno.errorcode:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 def _excerpt(raw: bytes) -> str:
