@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
@@ -11,6 +12,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from node.api.infernet import ID_ALONE_S
 from tests.api.conftest import MAX_OUTPUT_BYTES
 from tests.api.support import DELEGATED, UNREADABLE, Client, Raw, Stage
 from tests.support import Node, eventually
@@ -79,6 +81,19 @@ async def test_the_id_line_is_a_chunk_of_its_own_sent_before_the_container_says_
     assert "content-type: application/octet-stream\r\n" in headers
     assert "transfer-encoding: chunked\r\n" in headers
     assert "x-request-id: " in headers
+
+
+async def test_nothing_follows_the_id_at_once_since_a_client_takes_its_first_read_for_the_id(
+    caller: Client, node: Node, stage: Stage
+) -> None:
+    async def hurry(request: web.Request, _: Json) -> web.StreamResponse:
+        return web.Response(text="done")
+
+    async with Raw(node, caller.address) as raw:
+        await begin(raw, "stage", stage.play(hurry))
+        began = time.monotonic()
+        assert await raw.chunk() == b"done"
+        assert time.monotonic() - began > ID_ALONE_S / 2
 
 
 async def test_each_part_is_relayed_before_the_next_is_there(caller: Client, node: Node, stage: Stage) -> None:
