@@ -1,0 +1,1 @@
+ServiceResources = dict
