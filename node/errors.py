@@ -9,6 +9,7 @@
         ├── UnsupportedMedia         the body is not declared as JSON
         ├── Forbidden                the caller may not do this
         ├── NotFound                 no such thing, or not the caller's
+        ├── Conflict                 not possible in the state that the thing is in
         ├── RateLimited              too many requests
         └── Unavailable              the node cannot do it now: draining, or the store does not answer
 
@@ -74,6 +75,10 @@ class Forbidden(Refusal):
 
 class NotFound(Refusal):
     code = "not_found"
+
+
+class Conflict(Refusal):
+    code = "conflict"
 
 
 class RateLimited(Refusal):

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from node.errors import NotFound, Refusal, Rejected, Unavailable
+from node.errors import SHOWN_CHARS, Conflict, NotFound, Refusal, Rejected, Unavailable
 from node.guardian import Guardian
 from node.jobs import Caller, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
 from node.registry import Keeper, Registry
@@ -21,6 +21,7 @@ from node.store import Store, insist
 log = structlog.get_logger()
 
 DRAIN_RETRY_S = 10.0
+CANCELLED = "cancelled: by request"
 SHUTTING_DOWN = "the node is shutting down"
 
 
@@ -81,6 +82,20 @@ class Orchestrator:
     async def ids(self, caller: Caller, *, pending: bool | None = None) -> list[str]:
         """The caller's job ids, oldest first; only pending, only finished, or all."""
         return await self._store.ids(caller.id, pending=pending)
+
+    async def cancel(self, job_id: str, caller: Caller) -> Job:
+        """Stop a job that waits or runs; a running container call is aborted. The job as it is then.
+
+        Raises `NotFound`, or `Conflict` when it has ended already.
+        """
+        if not await self.jobs([job_id], caller):
+            raise NotFound("Job not found", id=job_id[:SHOWN_CHARS])
+        before = await self._store.end(job_id, State.CANCELLED, ContainerError(container="", error=CANCELLED))
+        if before and before.terminal:
+            raise Conflict("Job has ended", id=job_id, state=before.value)
+        log.info("job_cancelled", job_id=job_id, caller=caller.id, state=State.CANCELLED.value)
+        (job,) = await self.jobs([job_id], caller)
+        return job
 
     async def stream(self, request: JobRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         """Run a chain of one container and relay what it sends. The first item is the job's id, alone.

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,7 @@ from node.store import Store
 log = structlog.get_logger()
 
 RENEWALS_PER_LEASE = 3
+STOPPING_RETRY_S = 1.0
 
 
 class Runner:
@@ -35,7 +37,10 @@ class Runner:
         self._serving = [
             self._group.create_task(lane.serve(), name=f"lane-{container}") for container, lane in self._lanes.items()
         ]
-        self._renewal = self._group.create_task(self._renew(), name="renewal")
+        self._keeping = [
+            self._group.create_task(self._renew(), name="renewal"),
+            self._group.create_task(self._stop_ended(), name="stopping"),
+        ]
         return self
 
     async def __aexit__(
@@ -48,8 +53,21 @@ class Runner:
             for lane in self._lanes.values():
                 lane.abort()
             await asyncio.wait(self._serving)
-        self._renewal.cancel()
+        for task in self._keeping:
+            task.cancel()
         await self._group.__aexit__(None, None, None)
+
+    async def _stop_ended(self) -> None:
+        """Abort the container calls of jobs that were cancelled, whichever node was asked to."""
+        while True:
+            try:
+                async with aclosing(self._store.stopped()) as ended:
+                    async for job_id in ended:
+                        for lane in self._lanes.values():
+                            lane.abort([claim for claim in lane.claims if claim.job_id == job_id])
+            except Unavailable as error:
+                log.warning("stopping_waits", error=str(error))
+                await asyncio.sleep(STOPPING_RETRY_S)
 
     async def _renew(self) -> None:
         """Keep the leases of running steps; stop those that this node lost, by a cancel or a take-over."""

@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from node.api.infernet import Infernet
+from node.api.jobs import Jobs
 from node.api.middleware import guard
 from node.config import Server
 from node.errors import SHOWN_CHARS, StokerError
@@ -24,6 +25,7 @@ CLOSE_S = 5.0  # for requests under way when the server stops
 def application(orchestrator: Orchestrator, settings: Server) -> web.Application:
     app = web.Application(middlewares=[guard(settings.rate_limit)], client_max_size=settings.max_body_bytes)
     app.add_routes(Infernet(orchestrator, settings).routes())
+    app.add_routes(Jobs(orchestrator).routes())
     return app
 
 

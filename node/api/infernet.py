@@ -107,7 +107,7 @@ class Infernet:
         jobs = await self._orchestrator.jobs(job_ids, caller, intermediate=intermediate)
         if not jobs and self._settings.unknown_ids == "404":
             raise NotFound("Job not found", id=[job_id[:SHOWN_CHARS] for job_id in job_ids[:10]])
-        return reply([_result(job, intermediate) for job in jobs])
+        return reply([job_result(job, intermediate=intermediate) for job in jobs])
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """The job's id on a line of its own, then the container's bytes as they come.
@@ -210,7 +210,8 @@ def _answer(answer: str | Refusal) -> dict[str, Any]:
     return {"id": answer}
 
 
-def _result(job: Job, intermediate: bool) -> dict[str, Any]:
+def job_result(job: Job, *, intermediate: bool) -> dict[str, Any]:
+    """Infernet's JobResult: `{"id", "intermediate_results"?, "result", "status"}`."""
     shown: dict[str, Any] = {"id": job.id}
     if intermediate:
         shown["intermediate_results"] = [_outcome(output) for output in job.intermediate]

@@ -21,6 +21,7 @@ STATUS = {
     "rejected": 400,
     "forbidden": 403,
     "not_found": 404,
+    "conflict": 409,
     "too_large": 413,
     "unsupported_media": 415,
     "rate_limited": 429,

@@ -8,6 +8,7 @@ PREFIX = "stoker:{0}:"
 
 LIVE = PREFIX + "live"  # sorted set: ids of jobs that are not terminal, by creation time
 ENDED = PREFIX + "ended"  # sorted set: ids of terminal jobs, by the time of their end
+STOPPED = PREFIX + "stopped"  # channel: ids of jobs that were ended while a step of theirs ran
 
 
 def job(job_id: str) -> str:

@@ -6,7 +6,7 @@ all of them may be repeated, because the fencing token and the states make the s
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -137,7 +137,7 @@ class Store:
         error = result.error if isinstance(result, ContainerError) else ""
         container = result.container if result else ""
         operation = (
-            (keys.job(job_id), keys.LIVE, keys.ENDED),
+            (keys.job(job_id), keys.LIVE, keys.ENDED, keys.STOPPED),
             (job_id, state.value, error, container, output, keys.PREFIX),
         )
         (before,) = await self._commit.run(END, [operation])
@@ -251,6 +251,22 @@ class Store:
     async def streams(self) -> list[str]:
         """Ids of the running streams that this node's name holds."""
         return [job_id.decode() for job_id in await self._commit.call("SMEMBERS", keys.streams(self._node_id))]
+
+    async def stopped(self) -> AsyncGenerator[str, None]:
+        """Ids of jobs that are ended while a step of theirs runs, as it happens, on a connection of its own.
+
+        A message may be missed while the connection is down; the renewal of a lease finds out in any case.
+        """
+        client = self._connect(None)
+        try:
+            async with client.pubsub(ignore_subscribe_messages=True) as channel:
+                await channel.subscribe(keys.STOPPED)
+                async for message in channel.listen():
+                    yield message["data"].decode()
+        except (exceptions.RedisError, OSError) as error:
+            raise unavailable(error) from error
+        finally:
+            await client.aclose()
 
     def waiter(self, container: str) -> "Waiter":
         """A connection of its own on which one lane waits for entries that other processes queue."""
