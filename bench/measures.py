@@ -46,7 +46,7 @@ class Running:
     @property
     def chain_jobs(self) -> int:
         """Jobs of an end-to-end measure, in whole batches."""
-        return max(1, round(self.seconds * 2)) * BATCH
+        return max(1, round(self.seconds * 1.5)) * BATCH
 
     @property
     def latency_jobs(self) -> int:

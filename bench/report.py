@@ -28,8 +28,8 @@ class Row:
 
 
 ROWS = (
-    Row(f"POST/s, {CONNECTIONS} connections, no container running", "node.post_waiting", "bare.post", bare="bare.post"),
-    Row(f"POST/s, {CONNECTIONS} connections, jobs running", "node.post_running", "bare.post", bare="bare.post"),
+    Row("POST/s, no container running", "node.post_waiting", "bare.post", bare="bare.post"),
+    Row("POST/s, jobs running", "node.post_running", "bare.post", bare="bare.post"),
     Row(f"jobs accepted/s, batches of {BATCH:,}", "node.batches", "bare.post", bare="bare.post"),
     Row("end to end jobs/s, chain of 1", "node.chain1", "echo.post", echo="echo.post"),
     Row("end to end jobs/s, chain of 3", "node.chain3", "echo.post", echo="echo.post"),
@@ -74,18 +74,17 @@ def _ratio(rounds: Sequence[Round], row: Row) -> dict[str, Any]:
 def _machine(machine: Machine) -> Text:
     return Text(
         "{cores} cores ({processor}), Python {python}, {libraries}\n"
-        "{server}: {durability}; one sync takes {sync_ms} ms on this {file_system}; "
+        "{server}; one sync takes {sync_ms} ms on this {file_system}; "
         "load of the machine before the run: {load_before}".format_map(machine)
     )
 
 
 def _comparison(rounds: Sequence[Round]) -> Table:
-    table = Table(
-        title=f"Median of {len(rounds)} rounds (lowest to highest)", box=box.SIMPLE_HEAD, title_justify="left"
-    )
-    table.add_column("measure")
+    title = f"{CONNECTIONS} connections, median of {len(rounds)} rounds (lowest to highest)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("measure", no_wrap=True)
     for column in ("bare handler", "echo container", "node", "node is", "generator"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row in ROWS:
         cells = [_cell(rounds, measure, row.figure) for measure in (row.bare, row.echo, row.node)]
         table.add_row(row.title, *cells, _compared(rounds, row), _generator(rounds, row))
@@ -97,11 +96,11 @@ def _cell(rounds: Sequence[Round], measure: str, name: str) -> str:
 
 
 def _compared(rounds: Sequence[Round], row: Row) -> str:
-    of = ratio(rounds, row.node, row.against, row.figure)
+    times = ratio(rounds, row.node, row.against, row.figure)
     if row.figure.endswith("_ms"):
         more = difference(rounds, row.node, row.against, row.figure)
-        return f"{of.median:.0f} x echo: +{_shown(more, 2)} ms"
-    return f"{_shown(of, 2)} of {'bare' if row.bare else 'echo'}"
+        return f"{times.median:.0f} x, +{_shown(more, 2)}"
+    return f"{_shown(times, 2)} of {'bare' if row.bare else 'echo'}"
 
 
 def _generator(rounds: Sequence[Round], row: Row) -> str:

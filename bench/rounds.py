@@ -30,7 +30,7 @@ Round = Mapping[str, Figures]  # measure -> its figures
 def run(seconds: float, directory: Path, tell: Callable[[str, Figures], None]) -> tuple[Round, str]:
     """Start everything afresh, take all measures one after the other, and stop everything.
 
-    The round, and what the node's server said of its durability.
+    The round, and what the node's server says of itself.
     """
     with ExitStack() as stack:
         echoes = [stack.enter_context(subjects.echo(directory)) for _ in subjects.CONTAINERS]
@@ -44,7 +44,7 @@ def run(seconds: float, directory: Path, tell: Callable[[str, Figures], None]) -
         for name, measure in MEASURES.items():
             figures[name] = measure(running)
             tell(name, figures[name])
-        return figures, subjects.durability(directory)
+        return figures, subjects.server(directory)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,15 +69,17 @@ def node(directory: Path, echoes: Sequence[Subject]) -> Iterator[Subject]:
         command = [sys.executable, "-m", "node", "serve", "--config", str(config)]
         process = stack.enter_context(_process(command, directory / "node.log"))
         _until(lambda: _serves(port), process, "the node")
-        server = int((data_dir / "valkey" / "valkey.pid").read_text())
-        yield Subject(port, {"node": process.pid, "server": server})
+        server_pid = int((data_dir / "valkey" / "valkey.pid").read_text())
+        yield Subject(port, {"node": process.pid, "server": server_pid})
 
 
-def durability(directory: Path) -> str:
-    """What the node's embedded server itself says of its append-only file, so that the table does not just claim it."""
+def server(directory: Path) -> str:
+    """The node's embedded server in its own words, so that the table does not just claim how durable it is."""
     with redis.Redis(unix_socket_path=str(directory / "data" / "valkey" / "valkey.sock")) as client:
+        about: Any = client.info("server")
         policy: Any = client.config_get("append*")
-    return f"appendonly {policy['appendonly']}, appendfsync {policy['appendfsync']}"
+    version = about.get("valkey_version") or about["redis_version"]
+    return f"Valkey {version}, appendonly {policy['appendonly']}, appendfsync {policy['appendfsync']}"
 
 
 @contextmanager
