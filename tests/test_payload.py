@@ -142,6 +142,7 @@ def test_check_and_a_strict_reader_agree_on_every_token_everywhere(token: str, a
         (b'"\xff"', "invalid UTF-8"),
         (b'{"secret":[1e400]}', "Number out of range"),
         (b'{"a":{"secret":1,"secret":2}}', "the name 'secret' stands twice in one object"),
+        (b'{"a":1,"a":"\\u003a"}', "the name 'a' stands twice in one object"),  # as many colons as without the first
         (b'{"%b":1,"%b":2}' % (b"y" * 99, b"y" * 99), f"the name '{'y' * 40}' stands twice in one object"),
         (b"1" * 5000, "Integer value out of range"),
         (b"[" * 5000 + b"]" * 5000, "nested too deep"),

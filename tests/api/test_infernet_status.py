@@ -99,7 +99,8 @@ async def test_a_report_ends_a_running_job_and_its_late_result_is_refused(
     go_on.set()
 
     async def refused() -> bool:
-        return job_id in [event["job_id"] for event in node.events("step_refused")]
+        stopped = [*node.events("step_stopped"), *node.events("step_refused")]
+        return job_id in [event["job_id"] for event in stopped]
 
     await eventually(refused, seconds=20, message="the refusal of the late result")
     assert await caller.job(job_id) == ended

@@ -61,6 +61,7 @@ ROWS = [
     Row("the same name twice, in data", job(b'{"y":1,"y":2}')),
     Row("the same name twice, once escaped", job(b'{"y":1,"\\u0079":2}')),
     Row("the same name twice, with a colon in it", job(b'{"y:":1,"y\\u003a":2}')),
+    Row("the same name twice, an escaped colon after it", job(b'{"y":1,"y":"\\u003a"}')),
     Row("a lone high surrogate, escaped", job(b'"\\ud800"')),
     Row("a lone low surrogate, escaped", job(b'"\\udc00"')),
     Row("surrogates in the wrong order", job(b'"\\udc00\\ud800"')),
