@@ -10,7 +10,7 @@ A job's life::
 The transitions themselves are the store's scripts: each is one atomic step on the server.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -57,10 +57,14 @@ class ContainerOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerError:
-    """A step's bad outcome, in words that name the container and the fact. Never empty."""
+    """A step's bad outcome, in words that name the container and the fact. Never empty.
+
+    again: the call may be repeated, because the container has not begun it, or says that it could not.
+    """
 
     container: str
     error: str
+    again: bool = field(default=False, compare=False)
 
 
 ContainerResult = ContainerOutput | ContainerError

@@ -6,19 +6,22 @@ more was waiting, or the lane's waiter saw an entry that another process queued.
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import AsyncIterator
 
 import structlog
 
 from node.errors import Unavailable
-from node.jobs import Claim, ContainerError, ContainerResult, State
+from node.jobs import Claim, ContainerError, ContainerOutput, ContainerResult, State
 from node.registry import Keeper
 from node.store import Store, insist
 
 log = structlog.get_logger()
 
 WAIT_S = 5.0  # one blocking read; also how soon a lost group or entry is noticed
+REPEAT_FIRST_S = 0.2  # before a call is repeated; then longer each time
+REPEAT_FACTOR = 4
 RETRY_S = 0.5  # after a claim or a wait that the store did not answer
 
 
@@ -138,12 +141,30 @@ class Lane:
     async def _run(self, claim: Claim) -> None:
         began = time.monotonic()
         try:
-            result = await self._keeper.service.call(claim.input, requires_proof=claim.requires_proof)
+            result = await self._outcome(claim)
             state = await insist(lambda: self._store.finish(claim, result))
         except asyncio.CancelledError:
             await self._hand_back(claim)
             return
         _log_step(claim, result, state, time.monotonic() - began)
+
+    async def _outcome(self, claim: Claim) -> ContainerResult:
+        """Of the call, or of one of its repetitions. A container that went down meanwhile is waited for."""
+        pause_s = REPEAT_FIRST_S
+        for _ in range(self._keeper.spec.retries):
+            result = await self._call(claim)
+            if isinstance(result, ContainerOutput) or not result.again:
+                return result
+            log.info(
+                "step_repeated", job_id=claim.job_id, step=claim.step, container=claim.container, error=result.error
+            )
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # apart from the others that failed with it
+            pause_s *= REPEAT_FACTOR
+            await self._keeper.until_ready()
+        return await self._call(claim)
+
+    async def _call(self, claim: Claim) -> ContainerResult:
+        return await self._keeper.service.call(claim.input, requires_proof=claim.requires_proof)
 
     async def _hand_back(self, claim: Claim) -> None:
         try:

@@ -26,6 +26,7 @@ EXCERPT_CHARS = 500  # of a container's error text
 KEEPALIVE_S = 15.0
 PROBE_S = 2.0
 RESOURCES_S = 0.5
+NOT_NOW = (502, 503, 504)  # statuses that say: not begun, try again
 CHUNK_BYTES = 64 * 1024
 LARGE_BYTES = 1024 * 1024  # a larger body is sent piece by piece, so that the loop is not held up
 
@@ -40,6 +41,10 @@ class Location(IntEnum):
 
 class StepFailed(Exception):
     """A container broke the contract; the text names the container and the fact. It becomes a `ContainerError`."""
+
+    def __init__(self, message: str, *, again: bool = False) -> None:
+        super().__init__(message)
+        self.again = again
 
 
 class Service:
@@ -70,9 +75,9 @@ class Service:
             async with asyncio.timeout(self.spec.timeout_s):
                 output = await self._output(_body(data, Location.OFFCHAIN, requires_proof))
         except TimeoutError:
-            return ContainerError(container=self.spec.id, error=self._too_late)
+            return ContainerError(container=self.spec.id, error=self._too_late, again=self.spec.idempotent)
         except StepFailed as failure:
-            return ContainerError(container=self.spec.id, error=str(failure))
+            return ContainerError(container=self.spec.id, error=str(failure), again=failure.again)
         return ContainerOutput(container=self.spec.id, output=output)
 
     async def _output(self, body: bytes) -> bytes:
@@ -85,7 +90,8 @@ class Service:
 
     async def _refused(self, answer: aiohttp.ClientResponse) -> StepFailed:
         raw = await self._read(answer, CHUNK_BYTES, cut=True)
-        return StepFailed(f"{self._name}: answered HTTP {answer.status}: {_excerpt(raw)}")
+        words = f"{self._name}: answered HTTP {answer.status}: {_excerpt(raw)}"
+        return StepFailed(words, again=answer.status in NOT_NOW)
 
     def _check(self, raw: bytes, content_type: str) -> None:
         if not raw:
@@ -142,14 +148,17 @@ class Service:
 
     @asynccontextmanager
     async def _request(self, method: str, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        replied = False
         try:
             async with self._session.request(method, self.url + path, allow_redirects=False, **options) as answer:
+                replied = True
                 yield answer
         except aiohttp.ClientConnectorError as error:
-            raise StepFailed(f"{self._name}: cannot connect: {_reason(error.os_error)}") from error
+            raise StepFailed(f"{self._name}: cannot connect: {_reason(error.os_error)}", again=True) from error
         except (aiohttp.ClientError, ConnectionError) as error:
             words = " ".join(str(error).split())[:EXCERPT_CHARS] or type(error).__name__
-            raise StepFailed(f"{self._name}: the connection broke: {words}") from error
+            cut_off = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError) and not replied
+            raise StepFailed(f"{self._name}: the connection broke: {words}", again=cut_off) from error
 
     async def _read(self, answer: aiohttp.ClientResponse, limit: int, *, cut: bool = False) -> bytes:
         """The body, at most `limit` bytes; more is an error, or is left out if `cut`."""

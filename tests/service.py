@@ -3,6 +3,7 @@
     {"sleep_s": 1}                  waits before it answers
     {"status": 500, "body": "x", "type": "text/plain"}     answers so (each key on its own too)
     {"bytes": 1000}                 answers a JSON string of that many characters
+    {"fail_first": 2, "status": 503, "key": "x"}           does so for the first two calls of that key only
     {"drop": true}                  closes the connection without an answer
     {"wait_for": "x"}               answers after somebody has GET /release?key=x
     {"parts": ["a", "b"], "gap_s": 0.1, "drop": true}      for streams: these parts, then the end or a broken connection
@@ -46,6 +47,8 @@ class Service:
             wish = {}
         if "key" in wish:
             self.calls[str(wish["key"])] += 1
+        if self.calls[str(wish.get("key"))] > wish.get("fail_first", sys.maxsize):
+            wish = {}
         if "wait_for" in wish:
             await self.released[wish["wait_for"]].wait()
         await asyncio.sleep(wish.get("sleep_s", 0))

@@ -1,6 +1,7 @@
 """Our own routes of a job."""
 
 import asyncio
+import uuid
 
 from tests.support import Echo, Node, eventually
 
@@ -46,7 +47,7 @@ async def test_a_job_that_has_ended_cannot_be_cancelled(node: Node) -> None:
 
 
 async def test_an_unknown_job_cannot_be_cancelled(node: Node) -> None:
-    assert (await cancel(node, "nobody", status=404))["error"] == "Job not found"
+    assert (await cancel(node, str(uuid.uuid4()), status=404))["error"] == "Job not found"
 
 
 async def test_a_cancel_that_races_with_the_end_leaves_one_outcome(node: Node) -> None:

@@ -2,6 +2,9 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.support import Echo, Node, RedisServer, eventually
 
@@ -44,6 +47,44 @@ async def test_a_job_for_a_container_that_is_not_ready_waits(tmp_path: Path, ech
         assert [each["id"] for each in (await node.get("/info"))["containers"]] == ["a"]
         with late:
             assert (await node.result(job_id))["status"] == "success"
+
+
+FAULTS = {
+    "answers 503": {"status": 503},
+    "answers 502": {"status": 502, "body": "<html>bad gateway", "type": "text/html"},
+    "closes the connection": {"drop": True},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_call_that_was_not_begun_is_repeated(node: Node, echo: Echo, fault: str) -> None:
+    result = await node.run(["a"], {"key": f"again-{fault}", "fail_first": 2} | FAULTS[fault])
+    assert result["status"] == "success"
+    assert echo.counts()["calls"][f"again-{fault}"] == 3
+
+
+async def test_it_is_repeated_only_so_often(node: Node, echo: Echo) -> None:
+    result = await node.run(["a"], {"key": "again-enough", "fail_first": 3, "status": 503, "body": "{}"})
+    assert result["result"]["error"] == "container 'a': answered HTTP 503: {}"
+    assert echo.counts()["calls"]["again-enough"] == 3
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 404}, {"type": "text/plain"}, {"body": "{"}])
+async def test_a_call_that_was_begun_is_not_repeated(node: Node, echo: Echo, fault: dict[str, Any]) -> None:
+    key = f"once-{fault}"
+    assert (await node.run(["a"], {"key": key} | fault))["status"] == "failed"
+    assert echo.counts()["calls"][key] == 1
+
+
+@pytest.mark.parametrize(("idempotent", "calls"), [(False, 1), (True, 2)])
+async def test_a_timeout_is_repeated_only_for_an_idempotent_container(
+    tmp_path: Path, echo: Echo, idempotent: bool, calls: int
+) -> None:
+    key = f"late-{idempotent}"
+    async with Node(tmp_path, echo.containers("a", timeout_s=0.3, retries=1, idempotent=idempotent)) as node:
+        result = await node.run(["a"], {"key": key, "sleep_s": 2})
+    assert result["result"]["error"] == "container 'a': timeout after 0.3 s (timeout_s)"
+    assert echo.counts()["calls"][key] == calls
 
 
 async def test_two_nodes_on_one_server_share_the_lanes(tmp_path: Path, echo: Echo) -> None:

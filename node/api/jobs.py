@@ -12,7 +12,7 @@ class Jobs:
         self._orchestrator = orchestrator
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.delete("/api/jobs/{id}", self.cancel)]
+        return [web.delete("/api/jobs/{id:[0-9a-f-]{36}}", self.cancel)]
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:
         """Stop a job; its result, `failed` with an error that starts with `cancelled:`. 409 when it has ended."""

@@ -270,6 +270,10 @@ class ContainerSpec(Section):
     )
     concurrency: Count = Field(8, description="Steps that run in it at the same time, per node.")
     timeout_s: Seconds = Field(180, description="Longest time of one step.")
+    retries: Annotated[int, Number, Field(ge=0), Words("a whole number, 0 or more")] = Field(
+        2, description="How often a call is repeated that was refused, cut off before a reply, or answered 502 to 504."
+    )
+    idempotent: bool = Field(False, description="A call may also be repeated after a timeout.")
     max_output_bytes: Bytes = Field(32 * MIB, description="Largest reply.")
     startup_timeout_s: Seconds = Field(120, description="Time to answer after its start; then it is restarted.")
     stop_grace_s: Grace = Field(10, description="Time to stop before it is killed.")
