@@ -37,6 +37,7 @@ class Lane:
         self._tail: asyncio.Queue[str] = asyncio.Queue(maxsize=1)
         self._open = True
         self._running: dict[asyncio.Task[None], Claim] = {}
+        self._calling: set[str] = set()  # entries of the claims that hold a slot
         store.on_queued(self.container, self._told)
         keeper.on_ready(self._look.set)
 
@@ -107,6 +108,7 @@ class Lane:
             return
         self._leave(slots - len(claims))
         for claim in claims:
+            self._calling.add(claim.entry)
             task = tasks.create_task(self._run(claim), name=f"step-{claim.job_id}-{claim.step}")
             self._running[task] = claim
             task.add_done_callback(self._ended)
@@ -116,8 +118,12 @@ class Lane:
             self._maybe_more = True
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._running[task]
-        self._leave(1)
+        self._free_slot(self._running.pop(task))
+
+    def _free_slot(self, claim: Claim) -> None:
+        if claim.entry in self._calling:
+            self._calling.remove(claim.entry)
+            self._leave(1)
 
     def _wait_from(self, tail: str) -> None:
         with contextlib.suppress(asyncio.QueueEmpty):
@@ -142,6 +148,7 @@ class Lane:
         began = time.monotonic()
         try:
             result = await self._outcome(claim)
+            self._free_slot(claim)  # the next claim travels with this outcome
             state = await insist(lambda: self._store.finish(claim, result))
         except asyncio.CancelledError:
             await self._hand_back(claim)

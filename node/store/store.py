@@ -44,14 +44,15 @@ class Store:
         self._node_id = node_id
         self._timeout_s = timeout_s
         self._login: dict[str, Any] = {"username": username, "password": password}
-        self._client = self._connect(timeout_s)
+        self._client = self._connect()
         self._commit = Commit(self._client, timeout_s)
         self._queued: dict[str, Callable[[], None]] = {}
 
-    def _connect(self, socket_timeout_s: float | None) -> redis.asyncio.Redis:
+    def _connect(self) -> redis.asyncio.Redis:
+        """A client without a time limit of its own for replies: whoever waits has one for the whole round trip."""
         return redis.asyncio.Redis.from_url(
             self._url,
-            socket_timeout=socket_timeout_s,
+            socket_timeout=None,
             socket_connect_timeout=self._timeout_s,
             retry=Retry(NoBackoff(), 0),  # a hidden retry would double every time-out
             **{name: word for name, word in self._login.items() if word},
@@ -257,7 +258,7 @@ class Store:
 
         A message may be missed while the connection is down; the renewal of a lease finds out in any case.
         """
-        client = self._connect(None)
+        client = self._connect()
         try:
             async with client.pubsub(ignore_subscribe_messages=True) as channel:
                 await channel.subscribe(keys.STOPPED)
@@ -270,7 +271,7 @@ class Store:
 
     def waiter(self, container: str) -> "Waiter":
         """A connection of its own on which one lane waits for entries that other processes queue."""
-        return Waiter(self._connect(None), keys.lane(container), self._timeout_s)
+        return Waiter(self._connect(), keys.lane(container), self._timeout_s)
 
 
 class Waiter:
