@@ -1,6 +1,7 @@
 # Every target sets up what it needs. Start with `make help`.
 
 PYTHON ?= python3
+CONFIG ?= config.example.json
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
@@ -20,7 +21,7 @@ $(READY): $(LOCK) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("stoker needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(UV)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r $(LOCK) \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r $(LOCK) \
 	  || $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(LOCK)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index --editable .
 	touch $@
@@ -28,8 +29,8 @@ $(READY): $(LOCK) pyproject.toml
 demo: $(READY) ## a node, three real services and one real job, from start to stop
 	$(BIN)/stoker demo
 
-run: $(READY) ## a node with the example containers, in the foreground
-	$(BIN)/stoker serve --config config.example.json
+run: $(READY) ## a node with the example containers, in the foreground; CONFIG=FILE for others
+	$(BIN)/stoker serve --config $(CONFIG)
 
 check: $(READY) ## format, lint, types, floors
 	$(BIN)/ruff format --check .

@@ -153,6 +153,8 @@ class Lane:
         except asyncio.CancelledError:
             await self._hand_back(claim)
             return
+        if isinstance(result, ContainerError):
+            self._keeper.note_failed_step()
         _log_step(claim, result, state, time.monotonic() - began)
 
     async def _outcome(self, claim: Claim) -> ContainerResult:
@@ -190,7 +192,8 @@ class Lane:
 
 def _log_step(claim: Claim, result: ContainerResult, state: State | None, duration_s: float) -> None:
     facts = {"error": result.error} if isinstance(result, ContainerError) else {}
-    log.info(
+    level = log.warning if facts else log.info
+    level(
         "step_finished" if state else "step_refused",
         job_id=claim.job_id,
         caller=claim.caller,

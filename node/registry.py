@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +32,7 @@ UNHEALTHY_AFTER = 3  # failed probes in a row
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 60.0
 LOG_LINES = 20  # kept with a failure
+LOG_SETTLE_S = 0.5
 
 
 class Phase(StrEnum):
@@ -44,14 +45,21 @@ class Phase(StrEnum):
     STOPPED = "stopped"
 
 
+DOWN = (Phase.UNHEALTHY, Phase.RESTARTING, Phase.FAILED)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """How a container is. `reason` is in words; `log_tail` its last lines when it failed; `since` in Unix seconds."""
+    """How a container is. `reason` is in words, `since` in Unix seconds.
+
+    last_error: why it last went down. log_tail: its last lines when it last went down, or failed a step.
+    """
 
     phase: Phase
     reason: str
     since: float
     restarts: int = 0
+    last_error: str = ""
     log_tail: tuple[str, ...] = ()
 
 
@@ -62,10 +70,11 @@ class Keeper:
         self.spec = spec
         self.backend_name = backend_name
         self.service = Service(spec)
-        self.health = Health(phase=Phase.PULLING, reason="not begun yet", since=time.time())
+        self.health = Health(phase=Phase.STARTING, reason="not begun yet", since=time.time())
         self._backend = backend
         self._instance: Instance | None = None
         self._ready = asyncio.Event()
+        self._step_failed = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -78,6 +87,10 @@ class Keeper:
     def on_ready(self, told: Callable[[], None]) -> None:
         """Have `told` called each time it becomes ready."""
         self._listeners.append(told)
+
+    def note_failed_step(self) -> None:
+        """Its last log lines are of interest now; they are fetched soon, and shown with its health."""
+        self._step_failed.set()
 
     async def keep(self) -> None:
         """Bring it up, watch it, and bring it up again, for ever."""
@@ -135,9 +148,13 @@ class Keeper:
         if instance is None:
             raise BackendError("was never started")
         async with asyncio.TaskGroup() as tasks:
-            probing = tasks.create_task(self._probe(), name=f"probe-{self.spec.id}")
+            watching = [
+                tasks.create_task(self._probe(), name=f"probe-{self.spec.id}"),
+                tasks.create_task(self._keep_log(instance), name=f"log-{self.spec.id}"),
+            ]
             reason = await instance.exited()
-            probing.cancel()
+            for task in watching:
+                task.cancel()
         raise BackendError(reason)
 
     async def _probe(self) -> None:
@@ -150,6 +167,14 @@ class Keeper:
             elif misses == UNHEALTHY_AFTER:
                 self._ready.clear()
                 self._tell(Phase.UNHEALTHY, f"does not answer on {self.service.url}")
+
+    async def _keep_log(self, instance: Instance) -> None:
+        """After a failed step; a container that fails many is asked only so often."""
+        while True:
+            await self._step_failed.wait()
+            self._step_failed.clear()
+            await asyncio.sleep(LOG_SETTLE_S)  # what it says of the failure may come after its answer
+            self.health = replace(self.health, log_tail=tuple(await instance.log_tail(LOG_LINES)))
 
     async def _failed(self, phase: Phase, reason: str) -> None:
         self._ready.clear()
@@ -170,9 +195,10 @@ class Keeper:
             reason=reason,
             since=before.since if before.phase == phase else time.time(),
             restarts=before.restarts if restarts is None else restarts,
+            last_error=reason if phase in DOWN else before.last_error,
             log_tail=log_tail or before.log_tail,
         )
-        level = log.warning if phase in (Phase.UNHEALTHY, Phase.RESTARTING, Phase.FAILED) else log.info
+        level = log.warning if phase in DOWN else log.info
         level("container_" + phase.value, container=self.spec.id, reason=reason, **_lines(log_tail))
 
 

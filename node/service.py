@@ -215,4 +215,4 @@ def _excerpt(raw: bytes) -> str:
         words = next((told[key] for key in ("description", "error", "detail", "message") if told.get(key)), None)
         if words:
             return (words if isinstance(words, str) else json.dumps(words))[:EXCERPT_CHARS]
-    return raw[: EXCERPT_CHARS * 4].decode("utf-8", "replace").strip()[:EXCERPT_CHARS] or "no text"
+    return " ".join(raw[: EXCERPT_CHARS * 4].decode("utf-8", "replace").split())[:EXCERPT_CHARS] or "no text"

@@ -223,6 +223,18 @@ def test_a_build_folder_is_seen_from_the_file(write: Write, tmp_path: Path, monk
     assert bare == build
 
 
+def test_a_base_image_is_handed_to_every_build_that_names_none(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    own = {"context": "app", "args": {"BASE_IMAGE": "own", "N": "1"}}
+    containers = [{"id": "a", "build": "app"}, {"id": "b", "build": own}, {"id": "c", "image": "i"}]
+    loaded = load(write({"base_image": "base", "containers": containers})).config.containers
+    assert [spec.build.args if spec.build else None for spec in loaded] == [
+        {"BASE_IMAGE": "base"},
+        {"BASE_IMAGE": "own", "N": "1"},
+        None,
+    ]
+
+
 def test_a_build_may_be_its_folder_alone(write: Write, tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     build = load(write({"containers": [{"id": "a", "build": "app"}]})).config.containers[0].build
@@ -720,7 +732,7 @@ def test_the_example_configuration_loads_without_a_warning(tmp_path: Path) -> No
     file = tmp_path / example.name
     file.write_bytes(example.read_bytes())
     for spec in json.loads(example.read_bytes())["containers"]:
-        (tmp_path / spec["build"]["context"]).mkdir(parents=True)
+        (tmp_path / spec["build"]).mkdir(parents=True)
     loaded = load(file, environ={})
     assert loaded.warnings == ()
     assert [spec.id for spec in loaded.config.containers] == ["hello-world", "ocr", "language", "keywords", "sentiment"]

@@ -233,6 +233,7 @@ def _health(keeper: Keeper) -> dict[str, Any]:
     health: Health = keeper.health
     return {
         "backend": keeper.backend_name,
+        "last_error": health.last_error,
         "log_tail": list(health.log_tail),
         "reason": health.reason,
         "restarts": health.restarts,

@@ -21,7 +21,7 @@ def check(file: File = None) -> None:
     """Tell every mistake of a configuration; exit code 2 if there is one."""
     found, loaded = _load(file)
     count = len(loaded.config.containers)
-    typer.echo(f"{found}: ok, {count} container{'' if count == 1 else 's'}")
+    typer.echo(f"{found}: ok, {_counted(count, 'container')}{_warned(len(loaded.warnings))}")
 
 
 @config_app.command()
@@ -38,8 +38,19 @@ def docs(file: Path) -> None:
     """Write the reference of all keys into a Markdown page, below its marker."""
     from node.config.schema import reference
 
-    head, _, _ = file.read_text("utf-8").partition(MARKER)
+    head, marker, _ = file.read_text("utf-8").partition(MARKER)
+    if not marker:
+        typer.echo(f"{file}: not the page of the reference; nothing was written", err=True)
+        raise typer.Exit(2)
     file.write_text(f"{head}{MARKER}\n{reference()}", "utf-8")
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def _warned(count: int) -> str:
+    return f", {_counted(count, 'warning')}" if count else ""
 
 
 def _load(file: Path | None) -> "tuple[Path, Loaded]":

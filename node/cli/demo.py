@@ -39,7 +39,9 @@ def run(config: Path, document: Path, backend: str, data_dir: Path) -> None:
 def _run(config: Path, document: Path, backend: str, data_dir: Path) -> None:
     chain = [container["id"] for container in json.loads(config.read_text())["containers"]]
     with _node(config, backend, data_dir) as url:
-        _say(f"The node listens on {url}; it brings up {', '.join(chain)}.")
+        how = _call(url, "/info?verbose=true")["containers"][0]["backend"]
+        how = "Docker answers: containers run in Docker" if how == "docker" else "containers run as local processes"
+        _say(f"The node listens on {url}; {how}. It brings up {', '.join(chain)}.")
         _wait_for_containers(url)
         text = document.read_text()
         _say(f"POST /api/jobs: the chain {' -> '.join(chain)} on {document} ({len(text.split())} words)")

@@ -294,6 +294,7 @@ class Config(Section):
     backend: Literal["auto", "docker", "process"] = Field(
         "auto", description="`auto`: Docker if its engine answers, else local processes for containers that can."
     )
+    base_image: str = Field("", description="Build argument `BASE_IMAGE` of every `build` whose `args` have none.")
     docker: Registry | None = Field(None, description="Account for pulling images; none when its values are empty.")
     log: Log = Field(default_factory=lambda: Log(), description="Where the log goes.")
     manage_containers: bool = Field(
@@ -309,9 +310,33 @@ class Config(Section):
     @field_validator("docker", mode="before")
     @classmethod
     def _account(cls, value: Any) -> Any:
-        """Infernet's samples carry the section with empty values; that is no account."""
-        return None if isinstance(value, dict) and not any(value.values()) else value
+        """Infernet's samples carry the section with an empty password; that is no account."""
+        if not isinstance(value, dict):
+            return value
+        without = value.get("password") == "" and not value.get("password_file")
+        return None if without or not any(value.values()) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _base_image(cls, value: Any) -> Any:
+        """Hand `base_image` on to the builds, so that whoever has a container's spec has all of it."""
+        if not isinstance(value, dict) or not isinstance(value.get("base_image"), str) or not value["base_image"]:
+            return value
+        containers = value.get("containers")
+        if not isinstance(containers, list):
+            return value
+        return value | {"containers": [_with_base(each, value["base_image"]) for each in containers]}
 
     def container(self, container: str) -> ContainerSpec | None:
         """The spec of a container id."""
         return next((spec for spec in self.containers if spec.id == container), None)
+
+
+def _with_base(container: Any, base_image: str) -> Any:
+    if not isinstance(container, dict) or not container.get("build"):
+        return container
+    build = container["build"]
+    build = {"context": build} if isinstance(build, str) else build
+    if not isinstance(build, dict) or not isinstance(build.get("args", {}), dict):
+        return container
+    return container | {"build": build | {"args": {"BASE_IMAGE": base_image} | build.get("args", {})}}

@@ -48,6 +48,7 @@ async def test_verbose_info_lists_all_containers_and_how_they_are(caller: Client
     listed = {container["id"]: container for container in (await caller.get("/info?verbose=true"))["containers"]}
     assert set(listed["a"]) == {"description", "external", "id", "image"} | {
         "backend",
+        "last_error",
         "log_tail",
         "reason",
         "restarts",

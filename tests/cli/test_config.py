@@ -34,7 +34,7 @@ def test_check_says_that_a_file_is_right(count: int, words: str) -> None:
 def test_check_tells_warnings_beside_the_answer() -> None:
     write("c.json", {"prot": 1, "forward_stats": True})
     result = run.invoke(config_app, ["check", "c.json"])
-    assert (result.exit_code, result.stdout) == (0, "c.json: ok, 0 containers\n")
+    assert (result.exit_code, result.stdout) == (0, "c.json: ok, 0 containers, 2 warnings\n")
     assert result.stderr.splitlines() == [
         "warning: c.json: prot: unknown key, left out",
         "warning: c.json: forward_stats: not used: Infernet's telemetry; nothing is ever sent anywhere",
@@ -98,3 +98,10 @@ def test_the_reference_page_is_up_to_date() -> None:
     assert run.invoke(config_app, ["docs", "page.md"]).exit_code == 0
     assert Path("page.md").read_text() == page.read_text(), "run: stoker config docs docs/configuration.md"
     assert all(f"| `{key}` |" in page.read_text() for key in Config.model_fields)
+
+
+def test_the_reference_is_written_into_no_other_file() -> None:
+    write("c.json", {})
+    before = Path("c.json").read_text()
+    assert run.invoke(config_app, ["docs", "c.json"]).exit_code == 2
+    assert Path("c.json").read_text() == before

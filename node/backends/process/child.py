@@ -127,8 +127,8 @@ class _Output(asyncio.Protocol):
         self.kept += data
         if len(self.kept) > 2 * KEPT_BYTES:
             del self.kept[:-KEPT_BYTES]
-        if self._heard is not None:
-            for line in tail(data, 1):
+        if self._heard is not None and b"\n" in data:
+            for line in tail(self.kept[: self.kept.rfind(b"\n")], 1):
                 self._heard(line.strip())
 
     def connection_lost(self, error: Exception | None) -> None:
