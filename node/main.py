@@ -10,7 +10,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -155,13 +155,10 @@ async def _recovered(janitor: Janitor, stop: asyncio.Event) -> bool:
         try:
             await janitor.recover()
             return True
-        except Unavailable as error:
-            logger.warning("store_awaited", error=error.message, **error.params)
-            try:
+        except Unavailable:  # told by the store, once
+            with suppress(TimeoutError):
                 async with asyncio.timeout(RECOVER_PAUSE_S):
                     await stop.wait()
-            except TimeoutError:
-                continue
     return False
 
 

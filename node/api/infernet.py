@@ -71,7 +71,8 @@ class Infernet:
     async def info(self, request: web.Request) -> web.StreamResponse:
         """The containers that are ready, and jobs pending. `?verbose=true`: every container and how it is."""
         keepers = self._orchestrator.keepers.values()
-        if request.query.get("verbose") == "true":
+        verbose = request.query.get("verbose") == "true"
+        if verbose:
             containers = [_container(keeper) | _health(keeper) for keeper in keepers]
         else:
             containers = [_container(keeper) for keeper in keepers if keeper.ready]
@@ -79,10 +80,16 @@ class Infernet:
             {
                 "chain": {"address": "", "enabled": False},
                 "containers": containers,
-                "pending": {"offchain": await self._orchestrator.pending_count(), "onchain": 0},
+                "pending": {"offchain": await self._pending(verbose), "onchain": 0},
                 "version": __version__,
             }
         )
+
+    async def _pending(self, verbose: bool) -> int | None:
+        """Who looks at the containers wants to see them without the store as well; then the number is null."""
+        with contextlib.suppress(*([Unavailable] if verbose else [])):
+            return await self._orchestrator.pending_count()
+        return None
 
     async def resources(self, request: web.Request) -> web.StreamResponse:
         return reply(await self._orchestrator.resources(request.query.get("model_id")))

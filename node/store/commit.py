@@ -70,6 +70,7 @@ class Commit:
         self._timeout_s = timeout_s
         self._waiting: deque[_Call] = deque()
         self._wanted = asyncio.Event()
+        self._answers = True
         self.round_trips = 0
 
     def call(self, *words: Any) -> asyncio.Future[Any]:
@@ -124,6 +125,7 @@ class Commit:
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             self._fail([*group, *self._waiting], error)
             return
+        self._tell(answers=True)
         unknown = []
         for bundle, reply in zip(bundles, replies, strict=True):
             if isinstance(reply, exceptions.NoScriptError):
@@ -151,9 +153,16 @@ class Commit:
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             self._fail(list(self._waiting), error)
 
+    def _tell(self, *, answers: bool, **facts: str) -> None:
+        """One line when the server goes, one when it is back."""
+        if answers != self._answers:
+            self._answers = answers
+            level = log.info if answers else log.warning
+            level("store_available" if answers else "store_unavailable", **facts)
+
     def _fail(self, calls: list[_Call], error: Exception) -> None:
         """All that wait fail together: nobody waits longer than one time-out for a server that does not answer."""
-        log.warning("store_unavailable", error=_told(error), calls=len(calls))
+        self._tell(answers=False, error=_told(error))
         self._waiting.clear()
         self._wanted.clear()
         for call in calls:

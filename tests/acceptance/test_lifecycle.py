@@ -120,6 +120,8 @@ async def test_without_the_store_a_submit_is_503_within_two_seconds_and_all_reco
             assert "id" not in body
             assert body["error"] == "The job store does not answer"
         assert loop.time() - began < 2.5
+    assert (await node.get("/info?verbose=true"))["pending"]["offchain"] is None
+    await node.get("/info", status=503)
     async with node.session.get("/health") as answer:
         assert answer.status == 503
     echo.release(fault)  # its outcome cannot be recorded yet
@@ -130,6 +132,7 @@ async def test_without_the_store_a_submit_is_503_within_two_seconds_and_all_reco
     assert (await node.result(running))["status"] == "success"
     assert echo.counts()["calls"][fault] == 2
     assert (await node.run(["a", "b"], {"x": 1}))["status"] == "success"
+    assert [len(node.events(name)) for name in ("store_unavailable", "store_available")] == [1, 1]
 
 
 async def test_a_node_waits_for_a_store_that_is_down_at_its_start(tmp_path: Path, echo: Echo) -> None:
