@@ -1,9 +1,9 @@
 """What every route has in common: JSON errors, what a body may be, request ids, the rate limit, clients that leave."""
 
 import asyncio
+import contextlib
 import gzip
 import json
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -224,8 +224,11 @@ async def test_the_log_of_a_job_carries_the_request_id_and_not_the_payload(calle
 
 
 def open_sockets(node: Node) -> int:
-    folder = f"/proc/{node.process.pid}/fd"
-    return sum("socket:" in os.readlink(f"{folder}/{name}") for name in os.listdir(folder))
+    count = 0
+    for file in Path(f"/proc/{node.process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            count += str(file.readlink()).startswith("socket:")
+    return count
 
 
 async def test_clients_that_leave_during_a_submit_harm_nothing_and_leak_nothing(caller: Client, node: Node) -> None:
