@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
+from typing import Any
 
 import structlog
 
@@ -38,6 +39,7 @@ class Lane:
         self._open = True
         self._running: dict[asyncio.Task[None], Claim] = {}
         self._calling: set[str] = set()  # entries of the claims that hold a slot
+        self._streams: dict[asyncio.Task[Any], str] = {}  # whoever holds a slot for a job that is in no lane
         store.on_queued(self.container, self._told)
         keeper.on_ready(self._look.set)
 
@@ -45,11 +47,6 @@ class Lane:
     def claims(self) -> list[Claim]:
         """The steps that run here now."""
         return list(self._running.values())
-
-    @property
-    def busy(self) -> int:
-        """Slots in use, by steps of the queue and by streams."""
-        return self._keeper.spec.concurrency - self._free
 
     async def serve(self) -> None:
         """Take and run steps until `close`; ends when the last of them has ended."""
@@ -62,29 +59,43 @@ class Lane:
                     self._look.clear()
                     await self._look.wait()
             waiting.cancel()
+            while self._streams:
+                self._freed.clear()
+                await self._freed.wait()
 
     def close(self) -> None:
         """Take nothing more."""
         self._open = False
         self._look.set()
 
-    def abort(self, claims: list[Claim] | None = None) -> None:
-        """Stop running steps, all or those given. Each is handed back to the queue if it is still held."""
+    def abort(self, job_ids: Collection[str] | None = None) -> None:
+        """Stop what runs, all or of those jobs. A step is handed back to the queue if it is still held."""
         for task, claim in self._running.items():
-            if claims is None or claim in claims:
+            if job_ids is None or claim.job_id in job_ids:
+                task.cancel()
+        for task, job_id in self._streams.items():
+            if job_ids is None or job_id in job_ids:
                 task.cancel()
 
     @contextlib.asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """One of the container's slots, for a call that does not come from the queue. Waits until one is free."""
+    async def slot(self, job_id: str) -> AsyncIterator[None]:
+        """One of the container's slots, for a call that does not come from the queue. Waits until one is free.
+
+        The task that holds it is cancelled by `abort`.
+        """
         await self._keeper.until_ready()
         while not self._free:
             self._freed.clear()
             await self._freed.wait()
+        task = asyncio.current_task()
+        if task is None or not self._open:
+            raise Unavailable("The node is shutting down")
         self._free -= 1
+        self._streams[task] = job_id
         try:
             yield
         finally:
+            del self._streams[task]
             self._leave(1)
 
     def _told(self) -> None:

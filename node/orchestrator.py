@@ -110,7 +110,7 @@ class Orchestrator:
         if not self._registry[container].ready:
             raise Unavailable("Container not ready", retry_after_s=1, container=container)
         job_id = str(uuid.uuid4())
-        async with self._runner.lanes[container].slot():
+        async with self._runner.lanes[container].slot(job_id):
             await self._open_stream(job_id, request, caller)
             result: ContainerResult | None = None
             try:
@@ -143,7 +143,7 @@ class Orchestrator:
         if result is None:
             reason = SHUTTING_DOWN if self._draining else "the client disconnected"
             state, result = State.CANCELLED, ContainerError(container=container, error=f"cancelled: {reason}")
-        await _undisturbed(insist(partial(self._store.end, job_id, state, result)))
+        await _undisturbed(insist(partial(self._store.end, job_id, state, result, abort=False)))
         log.info("stream_ended", job_id=job_id, caller=caller.id, container=container, state=state.value)
 
     async def report(self, job_id: str, state: State, containers: Sequence[str], caller: Caller) -> None:

@@ -64,7 +64,7 @@ class Runner:
                 async with aclosing(self._store.stopped()) as ended:
                     async for job_id in ended:
                         for lane in self._lanes.values():
-                            lane.abort([claim for claim in lane.claims if claim.job_id == job_id])
+                            lane.abort([job_id])
             except Unavailable as error:
                 log.warning("stopping_waits", error=str(error))
                 await asyncio.sleep(STOPPING_RETRY_S)
@@ -81,5 +81,4 @@ class Runner:
                 except Unavailable as error:
                     log.warning("renewal_failed", lane=lane.container, error=str(error))
                     continue
-                if lost:
-                    lane.abort(lost)
+                lane.abort([claim.job_id for claim in lost])

@@ -3,6 +3,9 @@
 import asyncio
 import uuid
 
+import aiohttp
+import pytest
+
 from tests.support import Echo, Node, eventually
 
 
@@ -37,6 +40,22 @@ async def test_a_cancelled_waiting_job_never_starts(node: Node, echo: Echo) -> N
     echo.release("cancel-2")
     assert {(await node.result(job_id))["status"] for job_id in blockers} == {"success"}
     assert "cancel-2-8" not in echo.counts()["calls"]
+
+
+async def test_a_cancelled_stream_has_its_call_aborted_and_its_client_cut_off(node: Node, echo: Echo) -> None:
+    body = {"containers": ["a"], "data": {"parts": ["x"] * 10_000, "gap_s": 0.05}}
+    async with node.session.post("/api/jobs/stream", json=body) as answer:
+        job_id = (await answer.content.readline()).decode().strip()
+        result = await cancel(node, job_id)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
+    assert (result["status"], result["result"]["error"]) == ("failed", "cancelled: by request")
+
+    async def aborted() -> bool:
+        return echo.counts()["now"] == 0
+
+    await eventually(aborted, seconds=5, message="the abort of the call")
+    assert await node.result(job_id) == result
 
 
 async def test_a_job_that_has_ended_cannot_be_cancelled(node: Node) -> None:

@@ -129,17 +129,19 @@ class Store:
         (recorded,) = await self._commit.run(OPEN, [operation])
         return bool(recorded)
 
-    async def end(self, job_id: str, state: State, result: ContainerResult | None = None) -> State | None:
+    async def end(
+        self, job_id: str, state: State, result: ContainerResult | None = None, *, abort: bool = True
+    ) -> State | None:
         """End a job from outside its chain. The state that it had before; None when it is not known.
 
-        A job that was terminal is left as it was.
+        A job that was terminal is left as it was. abort: whoever runs it is told to stop; not for its own runner.
         """
         output = result.output if isinstance(result, ContainerOutput) else b""
         error = result.error if isinstance(result, ContainerError) else ""
         container = result.container if result else ""
         operation = (
             (keys.job(job_id), keys.LIVE, keys.ENDED, keys.STOPPED),
-            (job_id, state.value, error, container, output, keys.PREFIX),
+            (job_id, state.value, error, container, output, keys.PREFIX, "1" if abort else ""),
         )
         (before,) = await self._commit.run(END, [operation])
         return State(before.decode()) if before else None

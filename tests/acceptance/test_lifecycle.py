@@ -47,6 +47,17 @@ async def test_sigterm_refuses_new_jobs_and_lets_running_steps_finish(node: Node
     assert echo.counts()["calls"]["drain"] == 2  # one call per step: the drained one was recorded, not repeated
 
 
+async def test_a_stream_may_end_within_the_drain(node: Node, echo: Echo) -> None:
+    body = {"containers": ["a"], "data": {"key": "stream", "parts": ["x"] * 30, "gap_s": 0.1}}
+    async with node.session.post("/api/jobs/stream", json=body) as answer:
+        job_id = (await answer.content.readline()).decode().strip()
+        node.process.send_signal(signal.SIGTERM)
+        assert await answer.read() == b"x" * 30
+    assert node.process.wait(30) == 0
+    await node.start()
+    assert (await node.result(job_id))["result"]["output"] == {"output": "x" * 30}
+
+
 async def test_steps_that_outlast_the_drain_are_handed_back(tmp_path: Path, echo: Echo) -> None:
     async with Node(tmp_path, echo.containers("a"), runner={"drain_s": 0.2}) as node:
         job_id = await node.submit(["a"], {"key": "handed", "wait_for": "handed"})

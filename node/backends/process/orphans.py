@@ -8,11 +8,18 @@ import contextlib
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 VARIABLE = "STOKER_INSTANCE"
 PROC = Path("/proc")
+
+KILLED_S = 5.0
+"""Longest wait for the end of what was killed."""
+
+LOOK_S = 0.01
+"""Between two looks whether it has ended."""
 
 
 def mark(folder: Path, instance: str) -> str:
@@ -21,10 +28,12 @@ def mark(folder: Path, instance: str) -> str:
 
 
 def kill_marked(wanted: str) -> None:
-    """Kill whatever carries exactly this mark."""
-    for pid, found in _marked():
-        if found == wanted:
+    """Kill whatever carries exactly this mark, until there is none; it may be forking meanwhile."""
+    deadline = time.monotonic() + KILLED_S
+    while (pids := [pid for pid, found in _marked() if found == wanted]) and time.monotonic() < deadline:
+        for pid in pids:
             _kill(pid)
+        time.sleep(LOOK_S)
 
 
 def kill_orphans(folder: Path) -> list[int]:

@@ -2,6 +2,7 @@
 -- End a job from outside its chain: a cancel, a reported status, a stream's end, a node's start after a crash.
 -- KEYS  1 job  2 live  3 ended  4 stopped, the channel on which whoever runs a step of the job is told
 -- ARGV  1 job id  2 state  3 error, or ''  4 container that failed, or ''  5 output, JSON, or ''  6 key prefix of the store
+--       7 '' when whoever runs it ends it
 -- Reply the state that the job had before; '' when it is not known
 -- State queued | running -> succeeded | failed | cancelled; a terminal state is left as it is
 local function one(keys, args)
@@ -26,6 +27,6 @@ local function one(keys, args)
   redis.call('ZREM', args[6] .. 'pending:' .. known[2], args[1])
   redis.call('ZADD', args[6] .. 'finished:' .. known[2], known[3], args[1])
   redis.call('ZADD', keys[3], now, args[1])
-  if state == 'running' then redis.call('PUBLISH', keys[4], args[1]) end
+  if state == 'running' and args[7] ~= '' then redis.call('PUBLISH', keys[4], args[1]) end
   return state
 end
