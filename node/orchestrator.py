@@ -149,11 +149,10 @@ class Orchestrator:
     async def report(self, job_id: str, state: State, containers: Sequence[str], caller: Caller) -> None:
         """Record the state of a job that was run by somebody else, or end one of ours. A terminal state stays."""
         error = "reported as failed" if state is State.FAILED else ""
-        if await self._store.open(caller, job_id, containers, state, error=error) or not state.terminal:
-            return
-        result = ContainerError(container=containers[0] if containers else "", error=error) if error else None
-        if await self._store.end(job_id, state, result) is None:
-            raise NotFound("Job not found", id=job_id)
+        opened = await self._store.open(caller, job_id, containers, state, error=error)
+        if not opened and state.terminal:
+            result = ContainerError(container=containers[0] if containers else "", error=error) if error else None
+            await self._store.end(job_id, state, result)
         log.info("job_reported", job_id=job_id, caller=caller.id, state=state.value)
 
     @property

@@ -18,6 +18,7 @@ log = structlog.get_logger()
 
 RENEWALS_PER_LEASE = 3
 STOPPING_RETRY_S = 1.0
+HAND_BACK_S = 10.0  # for what outlasts the drain to be handed back; a store that is away must not keep the node
 
 
 class Runner:
@@ -52,8 +53,8 @@ class Runner:
             await asyncio.wait(self._serving, timeout=self._settings.drain_s)
             for lane in self._lanes.values():
                 lane.abort()
-            await asyncio.wait(self._serving)
-        for task in self._keeping:
+            await asyncio.wait(self._serving, timeout=HAND_BACK_S)
+        for task in [*self._serving, *self._keeping]:
             task.cancel()
         await self._group.__aexit__(None, None, None)
 

@@ -87,9 +87,12 @@ class Infernet:
 
     async def _pending(self, verbose: bool) -> int | None:
         """Who looks at the containers wants to see them without the store as well; then the number is null."""
-        with contextlib.suppress(*([Unavailable] if verbose else [])):
+        try:
             return await self._orchestrator.pending_count()
-        return None
+        except Unavailable:
+            if verbose:
+                return None
+            raise
 
     async def resources(self, request: web.Request) -> web.StreamResponse:
         return reply(await self._orchestrator.resources(request.query.get("model_id")))

@@ -327,10 +327,6 @@ class Config(Section):
             return value
         return value | {"containers": [_with_base(each, value["base_image"]) for each in containers]}
 
-    def container(self, container: str) -> ContainerSpec | None:
-        """The spec of a container id."""
-        return next((spec for spec in self.containers if spec.id == container), None)
-
 
 def _with_base(container: Any, base_image: str) -> Any:
     if not isinstance(container, dict) or not container.get("build"):

@@ -146,6 +146,25 @@ async def test_without_the_store_a_submit_is_503_within_two_seconds_and_all_reco
     assert [len(node.events(name)) for name in ("store_unavailable", "store_available")] == [1, 1]
 
 
+async def test_a_node_stops_also_while_its_store_is_away(outside: tuple[Node, RedisServer], echo: Echo) -> None:
+    """With a step and a stream under way whose ends cannot be recorded."""
+    node, server = outside
+    node.kill(signal.SIGTERM)
+    node.config["runner"] = {"drain_s": 0.2}
+    await node.start()
+    await node.submit(["a"], {"key": "away", "wait_for": "away"})
+    await in_flight(echo, "away")
+    body = {"containers": ["b"], "data": {"parts": ["x"] * 10_000, "gap_s": 0.05}}
+    async with node.session.post("/api/jobs/stream", json=body) as answer:
+        await answer.content.readline()
+        server.kill()
+        began = asyncio.get_running_loop().time()
+        assert await asyncio.to_thread(node.kill, signal.SIGTERM) == 0
+        assert asyncio.get_running_loop().time() - began < 40
+    echo.release("away")
+    server.start()
+
+
 async def test_a_node_waits_for_a_store_that_is_down_at_its_start(tmp_path: Path, echo: Echo) -> None:
     server = RedisServer("valkey", tmp_path / "redis")
     node = Node(tmp_path, echo.containers("a"), redis={"url": server.url})
