@@ -9,6 +9,7 @@ import structlog
 from node.config import Runner as Settings
 from node.errors import Unavailable
 from node.jobs import ContainerError, State
+from node.metrics import Metrics
 from node.store import Store
 
 log = structlog.get_logger()
@@ -17,10 +18,11 @@ log = structlog.get_logger()
 class Janitor:
     """Works on the lanes of the containers that this node serves, whoever claimed from them, while entered."""
 
-    def __init__(self, store: Store, containers: list[str], settings: Settings) -> None:
+    def __init__(self, store: Store, containers: list[str], settings: Settings, metrics: Metrics) -> None:
         self._store = store
         self._containers = containers
         self._settings = settings
+        self._metrics = metrics
 
     async def recover(self) -> None:
         """Once at the node's start: what its earlier life had claimed is free at once, not when its lease ends.
@@ -61,6 +63,9 @@ class Janitor:
                 container, idle_s=idle_s, max_deliveries=self._settings.max_deliveries, own=own
             )
             for job_id, state in changed:
+                self._metrics.reclaimed.labels(container).inc()
+                if state is State.FAILED:
+                    self._metrics.dead_letters.labels(container).inc()
                 log.warning("step_reclaimed", job_id=job_id, lane=container, state=state.value)
             if not changed:
                 return

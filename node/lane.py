@@ -15,6 +15,7 @@ import structlog
 
 from node.errors import Unavailable
 from node.jobs import Claim, ContainerError, ContainerOutput, ContainerResult, State
+from node.metrics import Metrics
 from node.registry import Keeper
 from node.store import Store, insist
 
@@ -27,10 +28,11 @@ RETRY_S = 0.5  # after a claim or a wait that the store did not answer
 
 
 class Lane:
-    def __init__(self, keeper: Keeper, store: Store) -> None:
+    def __init__(self, keeper: Keeper, store: Store, metrics: Metrics) -> None:
         self.container = keeper.spec.id
         self._keeper = keeper
         self._store = store
+        self._retries = metrics.retries.labels(self.container)
         self._free = keeper.spec.concurrency
         self._maybe_more = True
         self._look = asyncio.Event()
@@ -178,6 +180,7 @@ class Lane:
             log.info(
                 "step_repeated", job_id=claim.job_id, step=claim.step, container=claim.container, error=result.error
             )
+            self._retries.inc()
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # apart from the others that failed with it
             pause_s *= REPEAT_FACTOR
             await self._keeper.until_ready()

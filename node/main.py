@@ -26,6 +26,7 @@ from node.config import BackendName, Config, ContainerSpec, Loaded
 from node.errors import BackendError, StokerError, Unavailable
 from node.guardian import Guardian
 from node.janitor import Janitor
+from node.metrics import Metrics
 from node.orchestrator import Orchestrator
 from node.registry import Registry
 from node.runner import Runner
@@ -58,11 +59,12 @@ def serve(loaded: Loaded, announce: Announce) -> None:
 
 async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announce) -> None:
     stop = _stop_on_signals()
+    metrics = Metrics()
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(await _store(config, data_dir, node_id, stack))
+        store = await stack.enter_async_context(await _store(config, data_dir, node_id, metrics, stack))
         choose = await _backends(config, data_dir, node_id, stack)
         registry = Registry(config, choose)
-        runner = Runner(registry, store, config.runner)
+        runner = Runner(registry, store, config.runner, metrics)
         specs = {spec.id: spec for spec in config.containers}
         orchestrator = Orchestrator(
             store=store,
@@ -71,11 +73,13 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
             runner=runner,
         )
         await stack.enter_async_context(registry)
-        url = await stack.enter_async_context(serving(application(orchestrator, config.server), config.server))
+        doors = application(orchestrator, config.server, metrics)
+        url = await stack.enter_async_context(serving(doors, config.server))
         logger.info("node_started", version=__version__, url=url, containers=list(specs))
         announce(url, config)
-        janitor = Janitor(store, list(specs), config.runner)
+        janitor = Janitor(store, list(specs), config.runner, metrics)
         if await _recovered(janitor, stop):
+            orchestrator.begin()
             await stack.enter_async_context(runner)
             await stack.enter_async_context(janitor)
             await stop.wait()
@@ -84,16 +88,17 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
     logger.info("node_stopped")
 
 
-async def _store(config: Config, data_dir: Path, node_id: str, stack: AsyncExitStack) -> Store:
+async def _store(config: Config, data_dir: Path, node_id: str, metrics: Metrics, stack: AsyncExitStack) -> Store:
     if config.redis is None:
         embedded = await stack.enter_async_context(Embedded(data_dir, config.embedded))
-        return Store(embedded.url, node_id=node_id)
+        return Store(embedded.url, node_id=node_id, metrics=metrics)
     return Store(
         config.redis.url or f"redis://{config.redis.host}:{config.redis.port}",
         node_id=node_id,
         timeout_s=config.redis.timeout_s,
         username=config.redis.username,
         password=config.redis.password.get_secret_value(),
+        metrics=metrics,
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,16 @@ log = structlog.get_logger()
 DRAIN_RETRY_S = 10.0
 CANCELLED = "cancelled: by request"
 SHUTTING_DOWN = "the node is shutting down"
+RECOVERING = "recovering: what an earlier life of this node left is put right first"
+READY_S = 1.0  # for the store to answer whether the node is ready; whoever asks waits two or so
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """Why no request should be sent here now, and what else is wrong; in words, empty when there is nothing."""
+
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 class Orchestrator:
@@ -32,6 +43,17 @@ class Orchestrator:
         self._registry = registry
         self._runner = runner
         self._draining = False
+        self._recovering = True
+        self._served = not registry.keepers  # a container was ready, or there is none
+        for keeper in registry.keepers.values():
+            keeper.on_ready(self._serves)
+
+    def _serves(self) -> None:
+        self._served = True
+
+    def begin(self) -> None:
+        """What an earlier life of this node left is put right."""
+        self._recovering = False
 
     def drain(self) -> None:
         """Accept no more jobs; everything else goes on."""
@@ -170,6 +192,33 @@ class Orchestrator:
         """Can this node accept jobs now? Raises `Unavailable` with the reason."""
         self._refuse_when_draining()
         await self._store.ping()
+
+    async def readiness(self) -> Readiness:
+        """Should requests be sent to this node? Answers within `READY_S`, whatever stands still.
+
+        Containers that fail later are a warning only: their jobs wait, and results can still be had here.
+        """
+        down = [
+            f"container {name}: {keeper.health.reason}" for name, keeper in self.keepers.items() if not keeper.ready
+        ]
+        reasons = [SHUTTING_DOWN] if self._draining else []
+        if trouble := await self._store_trouble():
+            reasons.append(trouble)
+        elif self._recovering:
+            reasons.append(RECOVERING)
+        if not self._served:
+            reasons.append(f"no container is ready yet: {len(down)} of {len(self.keepers)} are not")
+        return Readiness(reasons=tuple(reasons), warnings=tuple(down))
+
+    async def _store_trouble(self) -> str:
+        try:
+            async with asyncio.timeout(READY_S):
+                await self._store.ping()
+        except Unavailable as error:
+            return f"redis: {error.params['reason']}"
+        except TimeoutError:
+            return f"redis: no answer within {READY_S:g} s"
+        return ""
 
 
 async def _undisturbed(work: Coroutine[Any, Any, Any]) -> None:

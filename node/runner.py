@@ -11,6 +11,7 @@ import structlog
 from node.config import Runner as Settings
 from node.errors import Unavailable
 from node.lane import Lane
+from node.metrics import Metrics
 from node.registry import Registry
 from node.store import Store
 
@@ -24,10 +25,10 @@ HAND_BACK_S = 10.0  # for what outlasts the drain to be handed back; a store tha
 class Runner:
     """Serves the lanes while entered; leaving drains: takes nothing more, waits, hands back what is left."""
 
-    def __init__(self, registry: Registry, store: Store, settings: Settings) -> None:
+    def __init__(self, registry: Registry, store: Store, settings: Settings, metrics: Metrics) -> None:
         self._store = store
         self._settings = settings
-        self._lanes = {container: Lane(keeper, store) for container, keeper in registry.keepers.items()}
+        self._lanes = {container: Lane(keeper, store, metrics) for container, keeper in registry.keepers.items()}
 
     @property
     def lanes(self) -> Mapping[str, Lane]:

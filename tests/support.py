@@ -16,6 +16,7 @@ from typing import Any, Self
 import aiohttp
 import redis
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
 from node.store.embedded import server_binary
 
@@ -222,6 +223,13 @@ class Node:
         async with self.session.get(path) as answer:
             assert answer.status == status, await answer.text()
             return await answer.json()
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """A number that `/metrics` shows; 0 when it does not show it."""
+        async with self.session.get("/metrics") as answer:
+            families = list(text_string_to_metric_families(await answer.text()))
+        samples = [sample for family in families for sample in family.samples]
+        return sum(sample.value for sample in samples if (sample.name, sample.labels) == (name, labels))
 
     async def post(self, path: str, body: Any, *, status: int = 200) -> Any:
         async with self.session.post(path, json=body) as answer:

@@ -8,11 +8,13 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from node.api.health import Probes
 from node.api.infernet import Infernet
 from node.api.jobs import Jobs
 from node.api.middleware import guard
 from node.config import Server
 from node.errors import SHOWN_CHARS, StokerError
+from node.metrics import Metrics
 from node.orchestrator import Orchestrator
 
 log = structlog.get_logger()
@@ -22,10 +24,11 @@ KEEPALIVE_S = 75.0
 CLOSE_S = 5.0  # for requests under way when the server stops
 
 
-def application(orchestrator: Orchestrator, settings: Server) -> web.Application:
+def application(orchestrator: Orchestrator, settings: Server, metrics: Metrics) -> web.Application:
     app = web.Application(middlewares=[guard(settings.rate_limit)], client_max_size=settings.max_body_bytes)
     app.add_routes(Infernet(orchestrator, settings).routes())
     app.add_routes(Jobs(orchestrator).routes())
+    app.add_routes(Probes(orchestrator, metrics).routes())
     return app
 
 

@@ -7,6 +7,8 @@ script call: its Lua file says what one operation does, and `each.lua` repeats i
 
 import asyncio
 import hashlib
+import re
+import time
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -19,11 +21,14 @@ import structlog
 from redis import exceptions
 
 from node.errors import Unavailable
+from node.metrics import Metrics
 
 log = structlog.get_logger()
 
 MAX_OPERATIONS = 500  # of one script call: the server does nothing else while it runs
 MAX_BYTES = 8 * 1024 * 1024  # of one round trip; a single larger operation travels alone
+
+_CONNECTING = re.compile(r"Error -?\d+ connecting to (?P<address>\S+)\. (?P<reason>.+?)\.?")  # as redis-py says it
 
 Operation = tuple[tuple[str, ...], tuple[Any, ...]]
 """Keys and arguments, as the head of the script says."""
@@ -65,12 +70,14 @@ class _Call:
 class Commit:
     """The queue of calls and the connection that they leave by."""
 
-    def __init__(self, client: redis.asyncio.Redis, timeout_s: float) -> None:
+    def __init__(self, client: redis.asyncio.Redis, timeout_s: float, metrics: Metrics) -> None:
         self._client = client
         self._timeout_s = timeout_s
         self._waiting: deque[_Call] = deque()
         self._wanted = asyncio.Event()
-        self._answers = True
+        self._answers: bool | None = None  # not known before the first round trip
+        self._told_at = time.monotonic()
+        self._metrics = metrics
         self.round_trips = 0
 
     def call(self, *words: Any) -> asyncio.Future[Any]:
@@ -150,15 +157,23 @@ class Commit:
             async with asyncio.timeout(self._timeout_s):
                 for missing in scripts:
                     await self._client.script_load(missing.text)
+                    self._metrics.scripts_loaded.inc()
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             self._fail(list(self._waiting), error)
 
     def _tell(self, *, answers: bool, **facts: str) -> None:
         """One line when the server goes, one when it is back."""
-        if answers != self._answers:
-            self._answers = answers
-            level = log.info if answers else log.warning
-            level("store_available" if answers else "store_unavailable", **facts)
+        before, self._answers = self._answers, answers
+        if answers and before:
+            return
+        since, self._told_at = self._told_at, time.monotonic()
+        if before is False:
+            self._metrics.store_away_s.inc(self._told_at - since)
+        self._metrics.store_up.set(answers)
+        if answers and before is False:
+            log.info("store_available", **facts)
+        elif not answers and before is not False:
+            log.warning("store_unavailable", **facts)
 
     def _fail(self, calls: list[_Call], error: Exception) -> None:
         """All that wait fail together: nobody waits longer than one time-out for a server that does not answer."""
@@ -237,4 +252,9 @@ def unavailable(error: Exception) -> Unavailable:
 
 
 def _told(error: Exception) -> str:
+    """The cause in words: `connection refused 127.0.0.1:6379`."""
+    if isinstance(error, TimeoutError | exceptions.TimeoutError):
+        return "no answer in time"
+    if refused := _CONNECTING.fullmatch(str(error)):
+        return f"{refused['reason'].lower()} {refused['address']}"
     return str(error) or type(error).__name__

@@ -18,6 +18,7 @@ from redis.retry import Retry
 
 from node.errors import Unavailable
 from node.jobs import Caller, Claim, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
+from node.metrics import Metrics
 from node.store import keys
 from node.store.commit import Commit, Operation, script, unavailable
 
@@ -38,14 +39,21 @@ class Store:
     """
 
     def __init__(
-        self, url: str, *, node_id: str, timeout_s: float = 2.0, username: str = "", password: str = ""
+        self,
+        url: str,
+        *,
+        node_id: str,
+        timeout_s: float = 2.0,
+        username: str = "",
+        password: str = "",
+        metrics: Metrics | None = None,
     ) -> None:
         self._url = url
         self._node_id = node_id
         self._timeout_s = timeout_s
         self._login: dict[str, Any] = {"username": username, "password": password}
         self._client = self._connect()
-        self._commit = Commit(self._client, timeout_s)
+        self._commit = Commit(self._client, timeout_s, metrics or Metrics())
         self._queued: dict[str, Callable[[], None]] = {}
 
     def _connect(self) -> redis.asyncio.Redis:

@@ -1,0 +1,44 @@
+"""For whoever watches the node: is it alive, should it be sent requests, what has it counted.
+
+`/health` itself is Infernet's, and stands with its routes.
+"""
+
+from aiohttp import web
+
+from node.api.middleware import reply
+from node.metrics import CONTENT_TYPE, Metrics
+from node.orchestrator import Orchestrator
+
+
+class Probes:
+    def __init__(self, orchestrator: Orchestrator, metrics: Metrics) -> None:
+        self._orchestrator = orchestrator
+        self._metrics = metrics
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/health/live", self.live),
+            web.get("/health/ready", self.ready),
+            web.get("/metrics", self.metrics),
+        ]
+
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        """`{"status": "live"}` as long as the node's loop turns; nothing else is asked. No answer: start it anew."""
+        return reply({"status": "live"})
+
+    async def ready(self, request: web.Request) -> web.StreamResponse:
+        """Should requests be sent here? 200, or 503 with `reasons`; within a second or so, whatever else stands still.
+
+        `warnings` are things that somebody should look at although the node takes jobs.
+        """
+        readiness = await self._orchestrator.readiness()
+        body = {
+            "reasons": readiness.reasons,
+            "status": "unready" if readiness.reasons else "ready",
+            "warnings": readiness.warnings,
+        }
+        return reply(body, 503 if readiness.reasons else 200)
+
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
+        """The counters, in the text format of Prometheus."""
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
