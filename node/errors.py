@@ -7,6 +7,7 @@
         ├── Rejected                 the request itself is wrong
         ├── TooLarge                 a body or a batch is over its limit
         ├── UnsupportedMedia         the body is not declared as JSON
+        ├── Unauthorized             no valid API key came with it
         ├── Forbidden                the caller may not do this
         ├── NotFound                 no such thing, or not the caller's
         ├── Conflict                 not possible in the state that the thing is in
@@ -67,6 +68,10 @@ class TooLarge(Refusal):
 
 class UnsupportedMedia(Refusal):
     code = "unsupported_media"
+
+
+class Unauthorized(Refusal):
+    code = "unauthorized"
 
 
 class Forbidden(Refusal):

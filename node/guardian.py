@@ -1,11 +1,12 @@
-"""Admission: may this caller have this job run here? Pure rules, in the order of Infernet's guardian (v1.4)."""
+"""Admission: may this caller do this, have this job run here? Pure rules; those of a job in the order of Infernet's
+guardian (v1.4)."""
 
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 
 from node.config import ContainerSpec, Network
-from node.errors import SHOWN_CHARS, Rejected
-from node.jobs import Caller, JobRequest
+from node.errors import SHOWN_CHARS, Forbidden, Rejected
+from node.jobs import Caller, JobRequest, Role
 
 
 class Guardian:
@@ -31,6 +32,12 @@ class Guardian:
             networks = self._specs[container].allowed_ips
             if networks and not within(caller.address, networks):
                 raise Rejected("Container not allowed for address", address=caller.address, container=container)
+
+
+def demand(caller: Caller, needed: Role) -> None:
+    """Raises `Forbidden` when the caller's key has a smaller role."""
+    if caller.role is not None and not caller.role.covers(needed):
+        raise Forbidden("The key may not do this", role=caller.role.value, needed=needed.value)
 
 
 def within(address: str, networks: Iterable[Network]) -> bool:

@@ -27,15 +27,36 @@ class State(StrEnum):
         return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
+class Role(StrEnum):
+    """What an API key may do; each may also do what stands above it."""
+
+    READ = "read"  # see its own jobs and the node
+    SUBMIT = "submit"  # send jobs, and cancel its own
+    ADMIN = "admin"  # see and do everything, with everybody's jobs
+
+    def covers(self, needed: "Role") -> bool:
+        return _ROLES.index(self) >= _ROLES.index(needed)
+
+
+_ROLES = tuple(Role)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks. Made by the door from the connection, never from a body.
+    """Who asks. Made by the door from the key or the connection, never from a body.
 
-    id: what jobs are filed under. address: the peer's IP address, for a container's `allowed_ips`.
+    id: what jobs are filed under: the name of the key, else the address. address: the client's IP address, for a
+    container's `allowed_ips`. role: the key's; None where no keys are in use, and then nobody is refused for it.
     """
 
     id: str
     address: str
+    role: Role | None = None
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether the jobs of all callers are this one's to see, list and cancel; else its own ones only."""
+        return self.role is Role.ADMIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,11 @@ and drain the runner while the doors still answer, close the doors, stop the con
 """
 
 import asyncio
-import fcntl
 import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -18,11 +17,12 @@ import uvloop
 
 from node import __version__, log
 from node.api.app import application, serving
+from node.api.identity import Identity
 from node.backends.contract import Backend
 from node.backends.docker import DockerBackend
 from node.backends.process import ProcessBackend
 from node.backends.remote import RemoteBackend
-from node.config import BackendName, Config, ContainerSpec, Loaded
+from node.config import BackendName, Config, ContainerSpec, Loaded, Server
 from node.errors import BackendError, StokerError, Unavailable
 from node.guardian import Guardian
 from node.janitor import Janitor
@@ -32,6 +32,7 @@ from node.registry import Registry
 from node.runner import Runner
 from node.store import Store
 from node.store.embedded import Embedded
+from node.store.place import external, held
 
 logger = structlog.get_logger()
 
@@ -62,6 +63,7 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(await _store(config, data_dir, node_id, metrics, stack))
+        await _refuse_open_door(store, config.server)
         choose = await _backends(config, data_dir, node_id, stack)
         registry = Registry(config, choose)
         runner = Runner(registry, store, config.runner, metrics)
@@ -73,7 +75,10 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
             runner=runner,
         )
         await stack.enter_async_context(registry)
-        doors = application(orchestrator, config.server, metrics)
+        identity = Identity(await stack.enter_async_context(store.access), config.server)
+        rate = config.server.rate_limit
+        limit = await stack.enter_async_context(store.limit(rate)) if rate else None
+        doors = application(orchestrator, config.server, metrics, identity, limit)
         url = await stack.enter_async_context(serving(doors, config.server))
         logger.info("node_started", version=__version__, url=url, containers=list(specs))
         announce(url, config)
@@ -92,14 +97,22 @@ async def _store(config: Config, data_dir: Path, node_id: str, metrics: Metrics,
     if config.redis is None:
         embedded = await stack.enter_async_context(Embedded(data_dir, config.embedded))
         return Store(embedded.url, node_id=node_id, metrics=metrics)
-    return Store(
-        config.redis.url or f"redis://{config.redis.host}:{config.redis.port}",
-        node_id=node_id,
-        timeout_s=config.redis.timeout_s,
-        username=config.redis.username,
-        password=config.redis.password.get_secret_value(),
-        metrics=metrics,
-    )
+    return external(config.redis, node_id=node_id, metrics=metrics)
+
+
+async def _refuse_open_door(store: Store, settings: Server) -> None:
+    """Others can reach the node, and there is no key to tell them apart: that must be somebody's will."""
+    if not settings.reachable or settings.insecure:
+        return
+    try:
+        made = await store.access.all()
+    except Unavailable:  # no harm: nobody is let in without a key, whether there is one or not
+        return
+    if not made:
+        raise StokerError(
+            f"server.host: others can reach {settings.host}, and there is no API key. "
+            "Make one with `stoker keys create NAME`, or let everybody in with --insecure (server.insecure)"
+        )
 
 
 async def _backends(
@@ -183,10 +196,9 @@ def _stop_on_signals() -> asyncio.Event:
 
 @contextmanager
 def _only_node(data_dir: Path) -> Iterator[None]:
-    """Hold the directory's lock: two nodes never share a data directory."""
-    with (data_dir / "lock").open("w") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(held(data_dir))
         except BlockingIOError:
             raise StokerError(f"{data_dir}: another node uses this data directory") from None
         yield

@@ -97,13 +97,13 @@ class Orchestrator:
             raise Unavailable(SHUTTING_DOWN.capitalize(), retry_after_s=DRAIN_RETRY_S)
 
     async def jobs(self, job_ids: Sequence[str], caller: Caller, *, intermediate: bool = False) -> list[Job]:
-        """The caller's jobs of these ids, in the order asked; those unknown, or another's, are left out."""
-        found = await self._store.get(job_ids, intermediate=intermediate)
-        return [job for job in found if job is not None and job.caller == caller.id]
+        """Those of these ids that the caller may see, in the order asked; unknown ones, and another's, are left out."""
+        found = await self._store.get(job_ids, intermediate=intermediate, caller=_whose(caller))
+        return [job for job in found if job is not None]
 
     async def ids(self, caller: Caller, *, pending: bool | None = None) -> list[str]:
-        """The caller's job ids, oldest first; only pending, only finished, or all."""
-        return await self._store.ids(caller.id, pending=pending)
+        """Ids of the jobs that the caller may see, oldest first; only pending, only finished, or all."""
+        return await self._store.ids(_whose(caller), pending=pending)
 
     async def cancel(self, job_id: str, caller: Caller) -> Job:
         """Stop a job that waits or runs; a running container call is aborted. The job as it is then.
@@ -219,6 +219,11 @@ class Orchestrator:
         except TimeoutError:
             return f"redis: no answer within {READY_S:g} s"
         return ""
+
+
+def _whose(caller: Caller) -> str | None:
+    """Whose jobs the caller may see, list and cancel; None: everybody's."""
+    return None if caller.sees_all else caller.id
 
 
 async def _undisturbed(work: Coroutine[Any, Any, Any]) -> None:

@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from node.api.health import Probes
+from node.api.identity import Identity
 from node.api.infernet import Infernet
 from node.api.jobs import Jobs
 from node.api.middleware import guard
@@ -16,6 +17,7 @@ from node.config import Server
 from node.errors import SHOWN_CHARS, StokerError
 from node.metrics import Metrics
 from node.orchestrator import Orchestrator
+from node.store import Limit
 
 log = structlog.get_logger()
 
@@ -24,8 +26,10 @@ KEEPALIVE_S = 75.0
 CLOSE_S = 5.0  # for requests under way when the server stops
 
 
-def application(orchestrator: Orchestrator, settings: Server, metrics: Metrics) -> web.Application:
-    app = web.Application(middlewares=[guard(settings.rate_limit)], client_max_size=settings.max_body_bytes)
+def application(
+    orchestrator: Orchestrator, settings: Server, metrics: Metrics, identity: Identity, limit: Limit | None
+) -> web.Application:
+    app = web.Application(middlewares=[guard(identity, limit)], client_max_size=settings.max_body_bytes)
     app.add_routes(Infernet(orchestrator, settings).routes())
     app.add_routes(Jobs(orchestrator).routes())
     app.add_routes(Probes(orchestrator, metrics).routes())

@@ -14,11 +14,11 @@ import structlog
 from aiohttp import web
 
 from node import __version__, payload
-from node.api.middleware import CALLER, NUMBER, REQUEST_ID, read_json, reply
+from node.api.middleware import CALLER, HEADERS, read_json, reply
 from node.config import Server
 from node.errors import SHOWN_CHARS, Forbidden, NotFound, Refusal, Rejected, TooLarge, Unavailable
-from node.guardian import within
-from node.jobs import ContainerError, ContainerResult, Job, JobRequest, State
+from node.guardian import demand, within
+from node.jobs import ContainerError, ContainerResult, Job, JobRequest, Role, State
 from node.orchestrator import Orchestrator
 from node.registry import Health, Keeper
 from node.service import StepFailed
@@ -72,6 +72,8 @@ class Infernet:
         """The containers that are ready, and jobs pending. `?verbose=true`: every container and how it is."""
         keepers = self._orchestrator.keepers.values()
         verbose = request.query.get("verbose") == "true"
+        if verbose:
+            demand(request[CALLER], Role.ADMIN)
         if verbose:
             containers = [_container(keeper) | _health(keeper) for keeper in keepers]
         else:
@@ -127,7 +129,7 @@ class Infernet:
         """
         body = await read_json(request)
         job = _job_request(body, delegated="Streaming only supported for OffchainJob requests.")
-        answer = web.StreamResponse(headers={"Content-Type": "application/octet-stream", REQUEST_ID: request[NUMBER]})
+        answer = web.StreamResponse(headers={"Content-Type": "application/octet-stream"} | request[HEADERS])
         async with contextlib.aclosing(self._orchestrator.stream(job, request[CALLER])) as parts:
             try:
                 job_id = await anext(parts)

@@ -1,8 +1,8 @@
 """What every request passes, whatever its door: who calls, how often, its request id, and errors as JSON."""
 
+import math
 import os
 import re
-import time
 from typing import Any
 
 import msgspec
@@ -11,14 +11,16 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from node import payload
-from node.config import RateLimit
-from node.errors import SHOWN_CHARS, RateLimited, Refusal, TooLarge, UnsupportedMedia
+from node.api.identity import Identity, is_probe, route
+from node.errors import SHOWN_CHARS, RateLimited, Refusal, TooLarge, Unauthorized, UnsupportedMedia
 from node.jobs import Caller
+from node.store import Limit
 
 log = structlog.get_logger()
 
 STATUS = {
     "rejected": 400,
+    "unauthorized": 401,
     "forbidden": 403,
     "not_found": 404,
     "conflict": 409,
@@ -29,7 +31,10 @@ STATUS = {
 }
 REQUEST_ID = "X-Request-ID"
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
-NUMBER: web.RequestKey[str] = web.RequestKey("request_id", str)
+HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("headers", dict[str, str])
+"""What every answer to the request carries: its id, and how many more may come."""
+
+REPORTS = ("PUT", "/api/status")  # not counted: a runner elsewhere reports each of its jobs
 
 _TOKEN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -42,7 +47,9 @@ def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 def refused(refusal: Refusal) -> web.Response:
     """`{"error", "params"}` with the status of the error's code."""
-    headers = {} if refusal.retry_after_s is None else {"Retry-After": str(max(1, round(refusal.retry_after_s)))}
+    headers = {} if refusal.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(refusal.retry_after_s)))}
+    if isinstance(refusal, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     return reply({"error": refusal.message, "params": refusal.params}, STATUS[refusal.code], headers)
 
 
@@ -65,19 +72,16 @@ def _shown(header: str) -> str:
     return header[:SHOWN_CHARS].encode("utf-8", "replace").decode()
 
 
-def guard(rate_limit: RateLimit | None) -> Middleware:
+def guard(identity: Identity, limit: Limit | None) -> Middleware:
     """The middleware of an application."""
-    limiter = _Limiter(rate_limit) if rate_limit else None
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request[NUMBER] = request_id = _request_id(request)
+        request_id = _request_id(request)
+        request[HEADERS] = {REQUEST_ID: request_id}
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
-            address = request.remote or ""
-            request[CALLER] = Caller(id=address, address=address)
-            if limiter:
-                await limiter.hit(request)
+            request[CALLER] = await (_counted(request, identity, limit) if limit else identity.caller(request))
             answer = await handler(request)
         except Refusal as refusal:
             answer = refused(refusal)
@@ -87,10 +91,40 @@ def guard(rate_limit: RateLimit | None) -> Middleware:
             log.exception("request_failed", method=request.method, path=request.path)
             answer = reply({"error": "Internal error", "params": {"request_id": request_id}}, 500)
         if not answer.prepared:
-            answer.headers[REQUEST_ID] = request_id
+            answer.headers.update(request[HEADERS])
         return answer
 
     return middleware
+
+
+async def _counted(request: web.Request, identity: Identity, limit: Limit) -> Caller:
+    """The caller, whose request is counted by method and route; a refused one by its address."""
+    path = route(request)
+    try:
+        caller = await identity.caller(request)
+    except Unauthorized:
+        await _count(request, limit, identity.address(request), Unauthorized.code)
+        raise
+    if not is_probe(path) and (request.method, path) != REPORTS:
+        await _count(request, limit, caller.id, request.method, path or "-")
+    return caller
+
+
+async def _count(request: web.Request, limit: Limit, *names: str) -> None:
+    """Raises `RateLimited`; in any case the answer tells how many more may come."""
+    standing = await limit.hit(*names)
+    if standing is None:
+        return
+    request[HEADERS].update(
+        {
+            "RateLimit-Limit": str(standing.limit),
+            "RateLimit-Remaining": str(standing.remaining),
+            "RateLimit-Reset": str(math.ceil(standing.reset_s)),
+        }
+    )
+    if not standing.allowed:
+        again = max(1.0, standing.reset_s)
+        raise RateLimited("Too many requests", retry_after_s=again, limit=standing.limit, period_s=limit.period_s)
 
 
 def _request_id(request: web.Request) -> str:
@@ -106,27 +140,3 @@ def _framework_error(request: web.Request, error: web.HTTPException) -> web.Resp
         params = {"method": request.method, "allowed": sorted(error.allowed_methods)}
         return reply({"error": error.reason, "params": params}, error.status, {"Allow": allowed})
     return reply({"error": error.reason, "params": {"path": request.path[:SHOWN_CHARS]}}, error.status)
-
-
-class _Limiter:
-    """A moving window per caller and route."""
-
-    def __init__(self, settings: RateLimit) -> None:
-        from limits import RateLimitItemPerSecond  # a slow import, for those who have a limit
-        from limits.aio.storage import MemoryStorage
-        from limits.aio.strategies import MovingWindowRateLimiter
-
-        self._item = RateLimitItemPerSecond(settings.num_requests, max(1, round(settings.period)))
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
-
-    async def hit(self, request: web.Request) -> None:
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource else "-"
-        if not await self._limiter.hit(self._item, request[CALLER].id, request.method, route):
-            reset_at, _ = await self._limiter.get_window_stats(self._item, request[CALLER].id, request.method, route)
-            raise RateLimited(
-                "Too many requests",
-                retry_after_s=max(1.0, reset_at - time.time()),
-                limit=self._item.amount,
-                period_s=self._item.multiples,
-            )

@@ -8,6 +8,7 @@ import typer
 
 from node import __version__
 from node.cli.config import config_app
+from node.cli.keys import keys_app
 
 if TYPE_CHECKING:
     from node.config import Config
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(config_app, name="config")
+app.add_typer(keys_app, name="keys")
 
 
 def _version(wanted: bool) -> None:
@@ -44,6 +46,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on, instead of the file's; 0: a free one.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where the node keeps its files.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, docker or process, instead of the file's.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let everybody in while there is no API key.")] = False,
 ) -> None:
     """Run the node in the foreground, until SIGTERM or Ctrl-C."""
     import os
@@ -53,6 +56,7 @@ def serve(
     from node.main import serve as serve_node
 
     given = {"server.host": host, "server.port": port, "data_dir": data_dir, "backend": backend}
+    given["server.insecure"] = insecure or None
     overrides = {name: value for name, value in given.items() if value is not None}
     try:
         serve_node(load(find(config, os.environ), overrides), _announce)

@@ -19,9 +19,14 @@ File = Annotated[Path | None, typer.Argument(help="Configuration file; found as 
 @config_app.command()
 def check(file: File = None) -> None:
     """Tell every mistake of a configuration; exit code 2 if there is one."""
+    from node.config.checks import open_door
+
     found, loaded = _load(file)
+    if warning := open_door(loaded.config.server):
+        typer.echo(f"warning: {found}: {warning}", err=True)
     count = len(loaded.config.containers)
-    typer.echo(f"{found}: ok, {_counted(count, 'container')}{_warned(len(loaded.warnings))}")
+    warned = _warned(len(loaded.warnings) + bool(warning))
+    typer.echo(f"{found}: ok, {_counted(count, 'container')}{warned}")
 
 
 @config_app.command()

@@ -3,11 +3,10 @@
 import json
 from collections.abc import Iterator
 from difflib import get_close_matches
-from ipaddress import ip_address
 from typing import Any
 
-from node.config.faults import Fault, Loc, path, quoted
-from node.config.models import BackendName, Chain, Config, ContainerSpec, Section
+from node.config.faults import Fault, Loc, path
+from node.config.models import BackendName, Chain, Config, ContainerSpec, Section, Server
 from node.config.schema import sections, unused
 from node.config.syntax import Tree
 
@@ -16,10 +15,6 @@ def check(config: Config) -> Iterator[Fault]:
     """What is wrong although each value by itself is right."""
     if config.chain.enabled:
         yield Fault(loc=("chain", "enabled"), found="true", expected="false: on-chain work is not supported")
-    if not (_loopback(config.server.host) or config.server.insecure):
-        loc = ("server", "host")
-        expected = "localhost or a loopback address, unless server.insecure is true: whoever connects may submit jobs"
-        yield Fault(loc=loc, found=quoted(config.server.host, loc), expected=expected)
     yield from _same_ids(config)
     yield from _same_ports(config)
     for index, spec in enumerate(config.containers):
@@ -34,6 +29,18 @@ def warnings(tree: Tree) -> Iterator[str]:
                 yield f"{path((*loc, key))}: {reason}"
         if model is ContainerSpec:
             yield from _overruled(section, loc)
+
+
+def open_door(server: Server) -> str:
+    """A warning that only the store can answer; a node that starts asks it. Empty when there is none."""
+    if not server.reachable or server.require_keys:
+        return ""
+    if server.insecure:
+        return "server.insecure: while there is no API key, whoever can reach the node may submit jobs"
+    return (
+        f"server.host: others can reach {server.host}, so the node starts only when there is an API key "
+        "(stoker keys create), or with server.insecure"
+    )
 
 
 def _in_vain(model: type[Section], key: str, value: Any) -> str:
@@ -51,13 +58,6 @@ def _overruled(section: Tree, loc: Loc) -> Iterator[str]:
     for key in ("image", "build"):
         if winner and key != winner and section.get(key):
             yield f"{path((*loc, key))}: not used: {winner} is given and wins"
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _same_ids(config: Config) -> Iterator[Fault]:

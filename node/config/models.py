@@ -4,7 +4,7 @@ A section describes each value by itself; rules about several values together ar
 """
 
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -106,10 +106,10 @@ class Section(BaseModel):
 
 
 class RateLimit(Section):
-    """How many requests one caller may send to one route."""
+    """How many requests one caller may send to one route, on all nodes of a store together."""
 
     num_requests: Count = Field(60, description="Requests per caller and route in one period.")
-    period: Seconds = Field(60, description="Length of the period, seconds.")
+    period: Seconds = Field(60, description="Length of the period, in whole seconds.")
 
 
 class Server(Section):
@@ -117,7 +117,16 @@ class Server(Section):
 
     host: Text = Field("127.0.0.1", description="Address to listen on.")
     port: Port = Field(4000, description="Port to listen on; 0 takes a free one.")
-    insecure: bool = Field(False, description="Serve an address other than loopback although no API keys are set.")
+    insecure: bool = Field(
+        False,
+        description="Serve an address that others can reach without any API key. Once there is one, it is needed.",
+    )
+    require_keys: bool = Field(
+        False, description="An API key is needed, whatever the address, and whether or not there is one in the store."
+    )
+    trusted_proxies: Networks = Field(
+        (), description="Networks of the reverse proxies whose `X-Forwarded-For` is believed; nobody's when empty."
+    )
     rate_limit: RateLimit | None = Field(None, description="Limit per caller and route; none when absent.")
     unknown_ids: Literal["404", "omit"] = Field(
         "404",
@@ -130,6 +139,14 @@ class Server(Section):
     max_body_bytes: Bytes = Field(16 * MIB, description="Largest request body; more is answered 413.")
     max_batch_items: Count = Field(10_000, description="Most jobs in one batch; more is answered 413.")
     max_chain: Count = Field(32, description="Most containers in one chain.")
+
+    @property
+    def reachable(self) -> bool:
+        """Whether other machines can connect. Only `localhost` and literal loopback addresses are certainly closed."""
+        try:
+            return not ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host != "localhost"
 
 
 class Redis(Section):

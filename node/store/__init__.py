@@ -1,5 +1,7 @@
 """Everything that is kept in Redis. `Store` is the one object; no other module knows a key or a script."""
 
+from node.store.access import Access, Key
+from node.store.limit import Limit, Standing
 from node.store.store import Store, insist
 
-__all__ = ["Store", "insist"]
+__all__ = ["Access", "Key", "Limit", "Standing", "Store", "insist"]

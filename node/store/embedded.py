@@ -39,15 +39,7 @@ class Embedded:
 
     @property
     def url(self) -> str:
-        return f"unix://{self._socket}"
-
-    @property
-    def _socket(self) -> Path:
-        path = self._directory / "valkey.sock"
-        if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
-            return path
-        # Reached through the open directory, which has a short name.
-        return Path(f"/proc/{os.getpid()}/fd/{self._directory_fd}") / "valkey.sock"
+        return socket_url(self._directory, self._directory_fd)
 
     async def __aenter__(self) -> Self:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -162,6 +154,14 @@ class Embedded:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+def socket_url(directory: Path, descriptor: int) -> str:
+    """Where the server of a directory listens. `descriptor` is that directory, open in this process."""
+    path = directory / "valkey.sock"
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:  # reached through the open directory, which has a short name
+        path = Path(f"/proc/{os.getpid()}/fd/{descriptor}") / "valkey.sock"
+    return f"unix://{path}"
 
 
 def server_binary() -> Path:

@@ -8,6 +8,8 @@ PREFIX = "stoker:{0}:"
 
 LIVE = PREFIX + "live"  # sorted set: ids of jobs that are not terminal, by creation time
 ENDED = PREFIX + "ended"  # sorted set: ids of terminal jobs, by the time of their end
+ACCESS = PREFIX + "access"  # hash: all API keys; its fields are listed in `access.py`
+RATE = PREFIX + "rate"  # prefix of the windows of the rate limit; the package `limits` names and makes them
 STOPPED = PREFIX + "stopped"  # channel: ids of jobs that were ended while a step of theirs ran
 
 

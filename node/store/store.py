@@ -16,11 +16,14 @@ from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from node.config import RateLimit
 from node.errors import Unavailable
 from node.jobs import Caller, Claim, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
 from node.metrics import Metrics
 from node.store import keys
+from node.store.access import Access
 from node.store.commit import Commit, Operation, script, unavailable
+from node.store.limit import Limit
 
 T = TypeVar("T")
 
@@ -55,6 +58,7 @@ class Store:
         self._client = self._connect()
         self._commit = Commit(self._client, timeout_s, metrics or Metrics())
         self._queued: dict[str, Callable[[], None]] = {}
+        self.access = Access(self._commit)
 
     def _connect(self) -> redis.asyncio.Redis:
         """A client without a time limit of its own for replies: whoever waits has one for the whole round trip."""
@@ -87,6 +91,10 @@ class Store:
 
     async def ping(self) -> None:
         await self._commit.call("PING")
+
+    def limit(self, settings: RateLimit) -> Limit:
+        """The windows of the rate limit, on connections of their own."""
+        return Limit(self._connect(), settings, self._timeout_s)
 
     # What doors ask for
 
@@ -154,16 +162,21 @@ class Store:
         (before,) = await self._commit.run(END, [operation])
         return State(before.decode()) if before else None
 
-    async def get(self, job_ids: Sequence[str], *, intermediate: bool = False) -> list[Job | None]:
-        """Jobs in the order asked, None for those that are not known; one round trip."""
-        wanted = ("1" if intermediate else "",)
+    async def get(
+        self, job_ids: Sequence[str], *, intermediate: bool = False, caller: str | None = None
+    ) -> list[Job | None]:
+        """Jobs in the order asked, None for those that are not known, or not the given caller's; one round trip."""
+        wanted = ("1" if intermediate else "", "" if caller is None else "1", caller or "")
         rows = await self._commit.run(GET, [((keys.job(job_id),), wanted) for job_id in job_ids])
         return [_job(job_id, *row) if row else None for job_id, row in zip(job_ids, rows, strict=True)]
 
-    async def ids(self, caller: str, *, pending: bool | None = None) -> list[str]:
-        """A caller's job ids, oldest first: only pending ones, only finished ones, or all."""
-        wanted = [keys.pending(caller)] if pending is not False else []
-        wanted += [keys.finished(caller)] if pending is not True else []
+    async def ids(self, caller: str | None, *, pending: bool | None = None) -> list[str]:
+        """A caller's job ids, oldest first: only pending ones, only finished ones, or all.
+
+        None: those of all callers; ended ones stand by the time of their end.
+        """
+        wanted = [keys.LIVE if caller is None else keys.pending(caller)] if pending is not False else []
+        wanted += [keys.ENDED if caller is None else keys.finished(caller)] if pending is not True else []
         found = await asyncio.gather(*(self._commit.call("ZRANGE", key, 0, -1, "WITHSCORES") for key in wanted))
         # Pending is read first: a job that ends between the two is then seen twice, never missed.
         times = {job_id.decode(): float(created) for pairs in found for job_id, created in _pairs(pairs)}

@@ -41,6 +41,31 @@ def test_check_tells_warnings_beside_the_answer() -> None:
     ]
 
 
+NEEDS_KEY = "so the node starts only when there is an API key (stoker keys create), or with server.insecure"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "node.example", "localhost.example"])
+def test_check_warns_of_an_address_that_others_can_reach(host: str) -> None:
+    write("c.json", {"server": {"host": host}})
+    result = run.invoke(config_app, ["check", "c.json"])
+    assert (result.exit_code, result.stdout) == (0, "c.json: ok, 0 containers, 1 warning\n")
+    assert result.stderr == f"warning: c.json: server.host: others can reach {host}, {NEEDS_KEY}\n"
+
+
+def test_check_warns_of_a_door_that_is_open_on_purpose() -> None:
+    write("c.json", {"server": {"host": "0.0.0.0", "insecure": True}})
+    result = run.invoke(config_app, ["check", "c.json"])
+    assert result.stderr.startswith("warning: c.json: server.insecure: while there is no API key, whoever can reach")
+
+
+@pytest.mark.parametrize(
+    "server", [{"host": "localhost"}, {"host": "::1"}, {"host": "127.9.9.9"}, {"host": "0.0.0.0", "require_keys": True}]
+)
+def test_check_has_nothing_against_a_closed_door(server: dict[str, object]) -> None:
+    write("c.json", {"server": server})
+    assert run.invoke(config_app, ["check", "c.json"]).stderr == ""
+
+
 @pytest.mark.parametrize("command", ["check", "show"])
 def test_mistakes_end_a_command_with_code_2(command: str) -> None:
     write("c.json", {"server": {"port": -1}, "containers": [{"id": "a"}]})

@@ -1,0 +1,106 @@
+"""Who calls: an API key's name, or the address, seen through the proxies that are trusted. And what a route asks for.
+
+Keys are needed when the configuration says so, when others can reach the node (unless `server.insecure`), and from the
+moment the store has had one. Nothing that happens to the store later lets anybody in without one.
+"""
+
+from ipaddress import ip_address
+
+import structlog
+from aiohttp import web
+
+from node.config import Server
+from node.errors import Unauthorized
+from node.guardian import demand, within
+from node.jobs import Caller, Role
+from node.store import Access
+from node.store.access import PREFIX
+
+log = structlog.get_logger()
+
+MAX_HOPS = 32  # of a forwarded request; what stands before them is not looked at
+READING = ("GET", "HEAD", "OPTIONS")
+FOR_ADMINS = ("/metrics", "/api/status")
+
+
+def route(request: web.Request) -> str:
+    """The path of the route, without what is variable in it; empty when there is none."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else ""
+
+
+def is_probe(path: str) -> bool:
+    """Whether a route only says how the node is. Whoever watches it needs no key, and is not counted."""
+    return path == "/health" or path.startswith("/health/")
+
+
+class Identity:
+    """Tells who a request's caller is."""
+
+    def __init__(self, access: Access, settings: Server) -> None:
+        self._access = access
+        self._always = settings.require_keys or (settings.reachable and not settings.insecure)
+        self._proxies = settings.trusted_proxies
+
+    async def caller(self, request: web.Request) -> Caller:
+        """Raises `Unauthorized` without a valid key, `Forbidden` when its role is too small for the route."""
+        address = self.address(request)
+        nobody = Caller(id=address, address=address)
+        path = route(request)
+        if is_probe(path):
+            return nobody
+        secret = _secret(request.headers.getall("Authorization", []))
+        if not await self._needs_key() and not secret.startswith(PREFIX):
+            return nobody
+        key = await self._access.find(secret)
+        if key:
+            caller = Caller(id=key.name, address=address, role=key.role)
+            demand(caller, _needed(request.method, path))
+            return caller
+        if not await self._needs_key():
+            return nobody
+        log.info("caller_refused", address=address, method=request.method, code=Unauthorized.code)
+        raise Unauthorized("A valid API key is needed, as `Authorization: Bearer KEY`")
+
+    async def _needs_key(self) -> bool:
+        return self._always or await self._access.keyed()
+
+    def address(self, request: web.Request) -> str:
+        """Where the request comes from: the last hop that no trusted proxy speaks for."""
+        address = request.remote or ""
+        if not self._proxies or not within(address, self._proxies):
+            return address
+        hops = ",".join(request.headers.getall("X-Forwarded-For", [])).rsplit(",", MAX_HOPS)[-MAX_HOPS:]
+        for hop in reversed(hops):
+            if not (told := _told_address(hop)):
+                break
+            address = told
+            if not within(address, self._proxies):
+                break
+        return address
+
+
+def _secret(headers: list[str]) -> str:
+    """What stands behind `Bearer`; empty when that is not said, or said twice."""
+    scheme, _, secret = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+    return secret.strip() if scheme.lower() == "bearer" else ""
+
+
+def _needed(method: str, path: str) -> Role:
+    if path in FOR_ADMINS:
+        return Role.ADMIN
+    return Role.READ if method in READING else Role.SUBMIT
+
+
+def _told_address(hop: str) -> str:
+    """`1.2.3.4`, `1.2.3.4:80`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:80` as an address; empty for others."""
+    text = hop.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return ""
+    return str(getattr(address, "ipv4_mapped", None) or address)
