@@ -75,6 +75,7 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
             runner=runner,
         )
         await stack.enter_async_context(registry)
+        store.access.remember(data_dir / "keyed")
         identity = Identity(await stack.enter_async_context(store.access), config.server)
         rate = config.server.rate_limit
         limit = await stack.enter_async_context(store.limit(rate)) if rate else None

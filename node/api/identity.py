@@ -10,7 +10,7 @@ import structlog
 from aiohttp import web
 
 from node.config import Server
-from node.errors import Unauthorized
+from node.errors import Unauthorized, Unavailable
 from node.guardian import demand, within
 from node.jobs import Caller, Role
 from node.store import Access
@@ -21,6 +21,7 @@ log = structlog.get_logger()
 MAX_HOPS = 32  # of a forwarded request; what stands before them is not looked at
 READING = ("GET", "HEAD", "OPTIONS")
 FOR_ADMINS = ("/metrics", "/api/status")
+WITHOUT_STORE = ("/metrics", "/info")
 
 
 def route(request: web.Request) -> str:
@@ -50,20 +51,28 @@ class Identity:
         if is_probe(path):
             return nobody
         secret = _secret(request.headers.getall("Authorization", []))
-        if not await self._needs_key() and not secret.startswith(PREFIX):
+        if not await self._needs_key(path) and not secret.startswith(PREFIX):
             return nobody
         key = await self._access.find(secret)
         if key:
             caller = Caller(id=key.name, address=address, role=key.role)
             demand(caller, _needed(request.method, path))
             return caller
-        if not await self._needs_key():
+        if not await self._needs_key(path):
             return nobody
         log.info("caller_refused", address=address, method=request.method, code=Unauthorized.code)
         raise Unauthorized("A valid API key is needed, as `Authorization: Bearer KEY`")
 
-    async def _needs_key(self) -> bool:
-        return self._always or await self._access.keyed()
+    async def _needs_key(self, path: str) -> bool:
+        """While a node that never saw a key has not seen its store either, one may look what is wrong with it."""
+        if self._always:
+            return True
+        try:
+            return await self._access.keyed()
+        except Unavailable:
+            if path in WITHOUT_STORE:
+                return False
+            raise
 
     def address(self, request: web.Request) -> str:
         """Where the request comes from: the last hop that no trusted proxy speaks for."""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -81,6 +82,7 @@ class Access:
         self._records: Mapping[str, _Record] = {}
         self._read_at: float | None = None
         self._ever = False
+        self._mark: Path | None = None
         self._unreadable: set[str] = set()
         self._used: dict[str, float] = {}
         self._written: dict[str, float] = {}
@@ -96,14 +98,25 @@ class Access:
         self._watcher.cancel()
         await self._tasks.__aexit__(None, None, None)
 
+    def remember(self, mark: Path) -> None:
+        """Keep it in a file as well that there has been a key: an emptied store and a restart do not undo it."""
+        self._mark = mark
+        self._ever = self._ever or mark.exists()
+
+    def _latch(self) -> None:
+        if not self._ever:
+            self._ever = True
+            if self._mark:
+                self._mark.touch()
+
     # What the doors ask for
 
     async def keyed(self) -> bool:
-        """Whether a key is needed because there has been one. It stays so while this process lives, come what may.
+        """Whether a key is needed because there has been one. Once true, it stays so.
 
         Known from the last refresh, at most a second ago; only before the first one the store is asked.
         """
-        if self._read_at is None:
+        if self._read_at is None and not self._ever:
             await self._read()
         return self._ever
 
@@ -123,7 +136,7 @@ class Access:
         known = record.digest if record else ""
         if not hmac.compare_digest(known.encode(), digest.encode()) or record is None:
             return None
-        self._ever = True
+        self._latch()
         key = _key(key_id, record, None)
         if key.expired:
             return None
@@ -190,7 +203,8 @@ class Access:
         fields = await self._fields()
         self._records = _records(fields)
         self._read_at = asked_at
-        self._ever = self._ever or _EVER in fields or bool(self._records)
+        if _EVER in fields or self._records:
+            self._latch()
         unreadable = {name.decode() for name in fields if _ID.fullmatch(name)} - set(self._records)
         if unreadable - self._unreadable:
             log.warning("api_keys_unreadable", ids=sorted(unreadable))

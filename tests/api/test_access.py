@@ -1,19 +1,14 @@
 """API keys at the door: who is let in, who may do what, whose jobs are whose; and that nothing opens it again."""
 
-import asyncio
 import json
-import statistics
-import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
-import redis
 
 from tests.api.support import Answer, Client
-from tests.support import Echo, Node, RedisServer, eventually, stoker
+from tests.support import Echo, Node, RedisServer, stoker
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
