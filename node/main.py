@@ -122,7 +122,9 @@ async def _backends(
     """Which backend keeps a container running. `auto` is Docker when its engine answers now, else a local process."""
     remote = await stack.enter_async_context(RemoteBackend(host=_service_host()))
     process = await stack.enter_async_context(ProcessBackend(data_dir=data_dir))
-    docker = await stack.enter_async_context(DockerBackend(node_id=node_id, registry=config.docker))
+    docker = await stack.enter_async_context(
+        DockerBackend(node_id=node_id, registry=config.docker, isolation=config.docker_isolation)
+    )
     backends: dict[BackendName, Backend] = {
         BackendName.REMOTE: remote,
         BackendName.PROCESS: process,

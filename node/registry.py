@@ -33,6 +33,8 @@ BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 60.0
 LOG_LINES = 20  # kept with a failure
 LOG_SETTLE_S = 0.5
+WHY_S = 2.0  # longest wait for the news that a container has ended whose connection broke
+WHY_LOOK_S = 0.1
 
 
 class Phase(StrEnum):
@@ -69,10 +71,11 @@ class Keeper:
     def __init__(self, spec: ContainerSpec, backend: Backend, backend_name: str) -> None:
         self.spec = spec
         self.backend_name = backend_name
-        self.service = Service(spec)
+        self.service = Service(spec, self._why_down)
         self.health = Health(phase=Phase.STARTING, reason="not begun yet", since=time.time())
         self._backend = backend
         self._instance: Instance | None = None
+        self._latest: Instance | None = None  # the same, until there is another one
         self._ready = asyncio.Event()
         self._step_failed = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
@@ -91,6 +94,11 @@ class Keeper:
     def note_failed_step(self) -> None:
         """Its last log lines are of interest now; they are fetched soon, and shown with its health."""
         self._step_failed.set()
+
+    @property
+    def loosened(self) -> tuple[str, ...]:
+        """What it may do although its profile says otherwise, in words."""
+        return self._latest.loosened if self._latest is not None else ()
 
     async def keep(self) -> None:
         """Bring it up, watch it, and bring it up again, for ever."""
@@ -120,7 +128,10 @@ class Keeper:
         self._tell(Phase.STOPPED, "the node stopped it")
 
     async def _bring_up(self) -> None:
-        self._instance = instance = await self._backend.start(self.spec, lambda words: self._tell(Phase.PULLING, words))
+        instance = await self._backend.start(self.spec, lambda words: self._tell(Phase.PULLING, words))
+        self._instance = self._latest = instance
+        if instance.loosened:
+            log.warning("container_loosened", container=self.spec.id, loosened=list(instance.loosened))
         self._tell(Phase.STARTING, f"waiting for an answer on {instance.url}")
         self.service.url = instance.url
         gone = asyncio.create_task(instance.exited(), name=f"exit-of-{self.spec.id}")
@@ -175,6 +186,22 @@ class Keeper:
             self._step_failed.clear()
             await asyncio.sleep(LOG_SETTLE_S)  # what it says of the failure may come after its answer
             self.health = replace(self.health, log_tail=tuple(await instance.log_tail(LOG_LINES)))
+
+    async def _why_down(self) -> str:
+        """A call to it broke: how it ended, in words, or nothing when it runs on, or nobody can tell soon."""
+        instance = self._latest
+        if instance is None:
+            return ""
+        ended = asyncio.create_task(instance.exited(), name=f"why-{self.spec.id}")
+        try:
+            async with asyncio.timeout(WHY_S):
+                while not ended.done() and not await self.service.answers():
+                    await asyncio.wait([ended], timeout=WHY_LOOK_S)
+        except TimeoutError:
+            pass
+        finally:
+            ended.cancel()
+        return ended.result() if ended.done() and not ended.cancelled() else ""
 
     async def _failed(self, phase: Phase, reason: str) -> None:
         self._ready.clear()

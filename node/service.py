@@ -8,7 +8,7 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import IntEnum
 from io import BytesIO
@@ -42,17 +42,23 @@ class Location(IntEnum):
 class StepFailed(Exception):
     """A container broke the contract; the text names the container and the fact. It becomes a `ContainerError`."""
 
-    def __init__(self, message: str, *, again: bool = False) -> None:
+    def __init__(self, message: str, *, again: bool = False, broke: bool = False) -> None:
+        """broke: there was no connection, or it broke; whoever keeps the container may know why."""
         super().__init__(message)
         self.again = again
+        self.broke = broke
 
 
 class Service:
-    """HTTP client of one container. `url` is set by the registry each time the container comes up somewhere."""
+    """HTTP client of one container. `url` is set by the registry each time the container comes up somewhere.
 
-    def __init__(self, spec: ContainerSpec) -> None:
+    `why_down` is asked when a connection broke: how the container ended, in words, or nothing if it did not.
+    """
+
+    def __init__(self, spec: ContainerSpec, why_down: Callable[[], Awaitable[str]] | None = None) -> None:
         self.spec = spec
         self.url = ""
+        self._why_down = why_down
 
     async def __aenter__(self) -> Self:
         bearer = self.spec.bearer.get_secret_value()
@@ -77,7 +83,7 @@ class Service:
         except TimeoutError:
             return ContainerError(container=self.spec.id, error=self._too_late, again=self.spec.idempotent)
         except StepFailed as failure:
-            return ContainerError(container=self.spec.id, error=str(failure), again=failure.again)
+            return ContainerError(container=self.spec.id, error=await self._cause(failure), again=failure.again)
         return ContainerOutput(container=self.spec.id, output=output)
 
     async def _output(self, body: bytes) -> bytes:
@@ -119,6 +125,14 @@ class Service:
                     yield chunk
         except TimeoutError:
             raise StepFailed(self._too_late) from None
+        except StepFailed as failure:
+            raise StepFailed(await self._cause(failure)) from failure
+
+    async def _cause(self, failure: StepFailed) -> str:
+        """What to tell of a failure: rather how the container ended than that its connection broke."""
+        if failure.broke and self._why_down is not None and (ended := await self._why_down()):
+            return f"{self._name}: {ended} during the step"
+        return str(failure)
 
     async def resources(self, model_id: str | None) -> Any:
         """What `GET /service-resources` says; None when it says nothing usable within half a second.
@@ -154,11 +168,13 @@ class Service:
                 replied = True
                 yield answer
         except aiohttp.ClientConnectorError as error:
-            raise StepFailed(f"{self._name}: cannot connect: {_reason(error.os_error)}", again=True) from error
+            raise StepFailed(
+                f"{self._name}: cannot connect: {_reason(error.os_error)}", again=True, broke=True
+            ) from error
         except (aiohttp.ClientError, ConnectionError) as error:
             words = " ".join(str(error).split())[:EXCERPT_CHARS] or type(error).__name__
             cut_off = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError) and not replied
-            raise StepFailed(f"{self._name}: the connection broke: {words}", again=cut_off) from error
+            raise StepFailed(f"{self._name}: the connection broke: {words}", again=cut_off, broke=True) from error
 
     async def _read(self, answer: aiohttp.ClientResponse, limit: int, *, cut: bool = False) -> bytes:
         """The body, at most `limit` bytes; more is an error, or is left out if `cut`."""

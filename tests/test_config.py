@@ -382,6 +382,14 @@ def test_masking_hides_what_looks_like_a_secret_and_nothing_else() -> None:
             "containers[0].image: not used: build is given and wins",
         ),
         ({"chain": {"rpc_url": "x"}}, "chain.rpc_url: not used: on-chain work is not supported"),
+        (
+            {"containers": [{"id": "a", "image": "i", "privileged": True}]},
+            'containers[0].privileged: unknown key, left out; did you mean "hardening.privileged"?',
+        ),
+        (
+            {"containers": [{"id": "a", "image": "i", "network_mode": "host"}]},
+            'containers[0].network_mode: unknown key, left out; did you mean "hardening.host_network"?',
+        ),
     ],
 )
 def test_what_a_file_says_in_vain_is_a_warning(write: Write, tree: object, warning: str) -> None:
@@ -406,6 +414,7 @@ def test_what_has_no_effect_anyway_is_no_warning(write: Write, tree: object) -> 
 ID = "1 to 128 letters, digits, dots, underscores or hyphens, the first a letter or digit"
 FOLDER = "a folder that exists, seen from the configuration file"
 READABLE = "a text file that can be read"
+DANGERS = ("privileged", "host_network")
 MEMORY = "a number of bytes, 6 MiB (6291456) or more: Docker refuses less"
 PORT = "a port, 0 to 65535"
 REDIS = "a redis://, rediss:// or unix:/// URL (redis+sentinel:// and redis+cluster:// are not supported yet)"
@@ -624,6 +633,17 @@ def test_secret_files_that_cannot_be_used_are_told(write: Write, tmp_path: Path)
         (containers({"id": "a", "url": "http://h", "port": 3000}, {"id": "b", "image": "i", "port": 3000}), None),
         ({"chain": {"enabled": "true"}}, "chain.enabled: found true, expected false: on-chain work is not supported"),
         (server(host="0.0.0.0"), None),
+        (
+            container(hardening={"privileged": True}),
+            'containers[0].hardening.privileged: found true, expected false, unless docker_allow lists "privileged": '
+            "it gives the container this host",
+        ),
+        (
+            container(hardening={"host_network": True}) | {"docker_allow": ["privileged"]},
+            "containers[0].hardening.host_network: found true, expected false, unless docker_allow lists "
+            '"host_network": it gives the container this host',
+        ),
+        (container(hardening={"host_network": True, "privileged": True}) | {"docker_allow": list(DANGERS)}, None),
     ],
 )
 def test_values_that_do_not_go_together_are_told(write: Write, tree: object, fault: str | None) -> None:

@@ -247,6 +247,7 @@ def _health(keeper: Keeper) -> dict[str, Any]:
         "backend": keeper.backend_name,
         "last_error": health.last_error,
         "log_tail": list(health.log_tail),
+        "loosened": list(keeper.loosened),
         "reason": health.reason,
         "restarts": health.restarts,
         "since": health.since,

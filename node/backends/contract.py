@@ -27,8 +27,13 @@ class Instance(Protocol):
         """Base URL of its service, without a slash at the end: `http://172.18.0.2:3000`."""
         ...
 
+    @property
+    def loosened(self) -> tuple[str, ...]:
+        """What it may do although its profile says otherwise, in words for an operator; empty when nothing."""
+        ...
+
     async def exited(self) -> str:
-        """Wait until it no longer runs; say why, in words: `exited with code 1`, `out of memory (limit 512 MiB)`.
+        """Wait until it no longer runs; say why, in words: `exited with code 1`, `out of memory (limit 512 MiB, ..)`.
 
         Not knowing is not an exit: while the engine cannot be reached this keeps waiting. After `stop` it returns too.
         """

@@ -46,6 +46,11 @@ class RemoteInstance:
     def url(self) -> str:
         return self._url
 
+    @property
+    def loosened(self) -> tuple[str, ...]:
+        """Not ours to know."""
+        return ()
+
     async def exited(self) -> str:
         """Waits until `stop`: it is not ours to know."""
         await self._stopped.wait()

@@ -1,12 +1,12 @@
 """Rules about several values together, and what is worth a warning. Each value by itself is checked by its model."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from typing import Any
 
 from node.config.faults import Fault, Loc, path
-from node.config.models import BackendName, Chain, Config, ContainerSpec, Section, Server
+from node.config.models import BackendName, Chain, Config, ContainerSpec, Hardening, Section, Server
 from node.config.schema import sections, unused
 from node.config.syntax import Tree
 
@@ -19,6 +19,7 @@ def check(config: Config) -> Iterator[Fault]:
     yield from _same_ports(config)
     for index, spec in enumerate(config.containers):
         yield from _nowhere(("containers", index), spec, config.manage_containers)
+        yield from _not_allowed(("containers", index, "hardening"), spec.hardening, config.docker_allow)
 
 
 def warnings(tree: Tree) -> Iterator[str]:
@@ -49,8 +50,17 @@ def _in_vain(model: type[Section], key: str, value: Any) -> str:
         return f"not used: {field.description}".rstrip(".") if unused(field) and value else ""
     if model is Chain:
         return "" if value is None else "not used: on-chain work is not supported"
-    nearest = get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
-    return "unknown key, left out" + (f'; did you mean "{nearest[0]}"?' if nearest else "")
+    nearest = _meant(model, key)
+    return "unknown key, left out" + (f'; did you mean "{nearest}"?' if nearest else "")
+
+
+def _meant(model: type[Section], key: str) -> str:
+    """The key that somebody may have had in mind, perhaps with Docker's words for it; nothing if there is none."""
+    if model is ContainerSpec:
+        key = {"network_mode": "host_network", "network": "host_network", "mem_limit": "memory_bytes"}.get(key, key)
+        if key in Hardening.model_fields:
+            return f"hardening.{key}"
+    return next(iter(get_close_matches(key, model.model_fields, n=1, cutoff=0.5)), "")
 
 
 def _overruled(section: Tree, loc: Loc) -> Iterator[str]:
@@ -91,3 +101,11 @@ def _nowhere(loc: Loc, spec: ContainerSpec, managed: bool) -> Iterator[Fault]:
             yield Fault(loc=loc, found="no image, build or url", expected="one of them")
     elif not spec.port:
         yield Fault(loc=loc, found="no url or port", expected=f"one of them, since {elsewhere}")
+
+
+def _not_allowed(loc: Loc, hardening: Hardening, allowed: Collection[str]) -> Iterator[Fault]:
+    """What would hand over the host, and is not allowed on this node."""
+    for name in ("privileged", "host_network"):
+        if getattr(hardening, name) and name not in allowed:
+            expected = f'false, unless docker_allow lists "{name}": it gives the container this host'
+            yield Fault(loc=(*loc, name), found="true", expected=expected)

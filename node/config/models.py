@@ -76,6 +76,7 @@ Number = BeforeValidator(_number)
 Port = Annotated[int, Number, Field(ge=0, le=65535), Words("a port, 0 to 65535")]
 Seconds = Annotated[float, Number, Field(gt=0, allow_inf_nan=False), Words("seconds, more than 0")]
 Grace = Annotated[float, Number, Field(ge=0, allow_inf_nan=False), Words("seconds, 0 or more")]
+Isolation = Literal["auto", "require", "manual"]
 Bytes = Annotated[int, Number, Field(gt=0), Words("a number of bytes, 1 or more")]
 Count = Annotated[int, Number, Field(ge=1), Words("a whole number, 1 or more")]
 Natural = Annotated[int, Number, Field(ge=0), Words("a whole number, 0 or more")]
@@ -254,9 +255,43 @@ class Hardening(Section):
     pids: Count = Field(512, description="Processes and threads.")
     cap_add: tuple[str, ...] = Field((), description="Linux capabilities given back after all are dropped.")
     privileges: bool = Field(False, description="Allow gaining privileges (setuid programs).")
+    privileged: bool = Field(
+        False, description="Docker's `--privileged`: the container owns the host. Only where `docker_allow` has it."
+    )
+    host_network: bool = Field(
+        False,
+        description="No network of its own: it must listen on port 3000 of this host, and reaches all that the host "
+        "does. Only where `docker_allow` has it.",
+    )
     user: str = Field("", description="User to run as; the image's own when empty (strict: 65534).")
     internet: bool | None = Field(None, description="Reach the Internet; by profile when absent.")
-    tmpfs_bytes: Bytes = Field(64 * MIB, description="Size of /tmp in the strict profile.")
+    read_only: bool | None = Field(
+        None, description="Read-only root, with only `/tmp` to write to; by profile when absent (strict: true)."
+    )
+    tmpfs_bytes: Bytes = Field(64 * MIB, description="Size of `/tmp` beside a read-only root; it counts as memory.")
+
+    @property
+    def reaches_internet(self) -> bool:
+        return self.profile == "standard" if self.internet is None else self.internet
+
+    @property
+    def rootfs_read_only(self) -> bool:
+        return self.profile == "strict" if self.read_only is None else self.read_only
+
+    @property
+    def loosened(self) -> tuple[str, ...]:
+        """Each setting by which the container may do more than its profile lets it, as `name` or `name: value`."""
+        strict = self.profile == "strict"
+        found = {
+            "privileged": self.privileged,
+            "host_network": self.host_network,
+            f"cap_add: {', '.join(self.cap_add)}": bool(self.cap_add),
+            "privileges": self.privileges,
+            "internet": strict and self.reaches_internet,
+            "read_only: false": strict and not self.rootfs_read_only,
+            f"user: {self.user}": strict and self.user.partition(":")[0] in ("0", "root"),
+        }
+        return tuple(f"hardening.{name}" for name, loose in found.items() if loose)
 
 
 class ContainerSpec(Section):
@@ -312,6 +347,15 @@ class Config(Section):
         "auto", description="`auto`: Docker if its engine answers, else local processes for containers that can."
     )
     base_image: str = Field("", description="Build argument `BASE_IMAGE` of every `build` whose `args` have none.")
+    docker_allow: tuple[Literal["privileged", "host_network"], ...] = Field(
+        (), description="What containers of this node may ask for in `hardening` although it hands over the host."
+    )
+    docker_isolation: Isolation = Field(
+        "auto",
+        description="Packet filter rules that cut containers off from this host and from link-local addresses: `auto` "
+        "sets them, and warns where it may not; `require` starts no container without; `manual` leaves them to you "
+        "(docs/isolation.md).",
+    )
     docker: Registry | None = Field(None, description="Account for pulling images; none when its values are empty.")
     log: Log = Field(default_factory=lambda: Log(), description="Where the log goes.")
     manage_containers: bool = Field(

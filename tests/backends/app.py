@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,13 @@ def flood(mib: str) -> Any:
         sys.stdout.buffer.write(line)
     sys.stdout.buffer.flush()
     print("the flood is over", flush=True)
+    return {}
+
+
+def send(host: str, port: str) -> Any:
+    """Sends a datagram."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"hello", (host, int(port)))
     return {}
 
 
@@ -109,15 +117,48 @@ def heir(session: str) -> Any:
     return child.pid
 
 
+def sleep(seconds: str) -> Any:
+    time.sleep(float(seconds))
+    return {}
+
+
+def fork(seconds: str) -> Any:
+    """A fork bomb that ends: how often it was not allowed another process."""
+    refused = 0
+    deadline = time.monotonic() + float(seconds)
+    while time.monotonic() < deadline:
+        try:
+            HELD.append(subprocess.Popen(["sleep", seconds]))
+        except OSError:
+            refused += 1
+    return refused
+
+
+def spin(seconds: str) -> Any:
+    """Burns processors, with more processes than there are."""
+    burn = f"import time; end = time.monotonic() + {float(seconds)}\nwhile time.monotonic() < end: pass"
+    for each in [subprocess.Popen([sys.executable, "-c", burn]) for _ in range(8)]:
+        each.wait()
+    return {}
+
+
 ACTIONS: dict[str, Callable[..., Any]] = {
-    action.__name__: action for action in (index, leave, eat, say, flood, connect, look, write, read, threads, heir)
+    action.__name__: action
+    for action in (index, leave, eat, say, flood, connect, send, look, write, read, threads, heir, sleep, spin, fork)
 }
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urllib.parse.urlsplit(self.path)
-        answer = ACTIONS[url.path.strip("/") or "index"](**dict(urllib.parse.parse_qsl(url.query)))
+        self.answer(ACTIONS[url.path.strip("/") or "index"](**dict(urllib.parse.parse_qsl(url.query))))
+
+    def do_POST(self) -> None:
+        """A step: the same actions, by `{"action": name, ...}` as its data."""
+        wish = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["data"]
+        self.answer(ACTIONS[wish.pop("action", "index")](**wish))
+
+    def answer(self, answer: Any) -> None:
         body = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

@@ -16,6 +16,7 @@ import pytest
 
 from node.backends.contract import Backend, Instance
 from node.backends.docker import DockerBackend
+from node.backends.docker.firewall import Firewall
 from node.backends.docker.plan import NODE, Mark
 from node.backends.process import ProcessBackend
 from node.backends.process.orphans import VARIABLE
@@ -122,6 +123,7 @@ class DockerGround(Ground):
             container.remove(force=True, v=True)
         for network in self.client.networks.list(filters=self.filters):
             network.remove()
+        Firewall(mark=self.mark).lift()
 
 
 class ProcessGround(Ground):

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from http import HTTPStatus
 from types import TracebackType
@@ -16,10 +16,10 @@ from node.backends.contract import Instance, Progress
 from node.backends.docker.engine import FAULTS, Engine, words
 from node.backends.docker.images import Images
 from node.backends.docker.networks import Networks
-from node.backends.docker.plan import CONTAINER, HASH, NODE, PORT, Mark, Network, Plan, internet, plan, refuse_mounts
+from node.backends.docker.plan import CONTAINER, HASH, HOST, NODE, PORT, Mark, Network, Plan, plan, refuse_mounts
 from node.backends.docker.watch import Watch
 from node.backends.output import tail
-from node.config import ContainerSpec, Registry
+from node.config import ContainerSpec, Isolation, Registry
 from node.errors import BackendError
 
 SWEEP_GRACE_S = 10.0
@@ -32,8 +32,8 @@ class DockerBackend:
     """A `Backend` on a Docker engine: `base_url`, or what `DOCKER_HOST` and its companions say, or the usual socket.
 
     What it makes is named `<prefix>-<node_id>-<container id>` and labelled; what lacks the labels is never touched.
-    `registry` is an account for pulling. `pull_patience_s` bounds the wait for a registry that does not answer, when
-    the image is on this machine.
+    `registry` is an account for pulling. `isolation` is the setting `docker_isolation`. `pull_patience_s` bounds the
+    wait for a registry that does not answer, when the image is on this machine.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class DockerBackend:
         *,
         node_id: str,
         registry: Registry | None = None,
+        isolation: Isolation = "auto",
         prefix: str = "stoker",
         base_url: str = "",
         pull_patience_s: float = 10.0,
@@ -48,7 +49,7 @@ class DockerBackend:
         self._mark = Mark(node_id=node_id, prefix=prefix)
         self._engine = Engine(base_url=base_url)
         self._images = Images(self._engine, mark=self._mark, registry=registry, patience_s=pull_patience_s)
-        self._networks = Networks(self._engine, self._mark)
+        self._networks = Networks(self._engine, self._mark, isolation)
         self._watch = Watch(self._engine, self._mark)
         self._cpus = 0
 
@@ -59,6 +60,7 @@ class DockerBackend:
         self._watching = [
             self._tasks.create_task(self._watch.listen(), name="docker-listen"),
             self._tasks.create_task(self._watch.look(), name="docker-look"),
+            self._tasks.create_task(self._networks.hold(), name="docker-rules"),
         ]
         return self
 
@@ -80,6 +82,11 @@ class DockerBackend:
             return str((await self._engine.call(lambda client: client.version()))["Version"])
         except APIError as error:
             raise BackendError(f"the Docker engine at {self._engine.address} is no use: {words(error)}") from error
+
+    @property
+    def open_because(self) -> str:
+        """Nothing while containers are cut off from this host by rules, else why they are not, in words."""
+        return self._networks.open_because
 
     async def start(self, spec: ContainerSpec, progress: Progress) -> Instance:
         try:
@@ -103,16 +110,21 @@ class DockerBackend:
         await self._engine.thread(partial(refuse_mounts, spec, self._engine.address))
         await self._found(spec)
         image = await self._images.find(spec, progress)
-        network = await self._networks.get(internet=internet(spec))
+        network = await self._network(spec)
         planned = plan(spec, mark=self._mark, image=image, network=network, cpus=await self._processors())
         found = await self._found(spec)
         if found is not None:
             if found["State"]["Running"] and found["Config"]["Labels"].get(HASH) == planned.hash:
                 progress(f"adopting container {planned.name}")
-                return self._instance(found, network)
+                return self._instance(spec, found, network)
             progress(f"replacing container {planned.name}")
             await _remove(self._engine, found["Id"], spec.stop_grace_s)
-        return self._instance(await self._bring_up(spec, planned, progress), network)
+        return self._instance(spec, await self._bring_up(spec, planned, progress), network)
+
+    async def _network(self, spec: ContainerSpec) -> Network:
+        if spec.hardening.host_network:
+            return await self._networks.host()
+        return await self._networks.get(internet=spec.hardening.reaches_internet)
 
     async def _found(self, spec: ContainerSpec) -> dict[str, Any] | None:
         """What the engine has under the container's name; `BackendError` if it is somebody else's."""
@@ -150,26 +162,41 @@ class DockerBackend:
             progress(f"container {planned.name}: {warning}")
         return found
 
-    def _instance(self, found: dict[str, Any], network: Network) -> "DockerInstance":
+    def _instance(self, spec: ContainerSpec, found: dict[str, Any], network: Network) -> "DockerInstance":
         container = found["Id"]
         return DockerInstance(
-            engine=self._engine, watch=self._watch, container=container, url=_url(found["NetworkSettings"], network)
+            engine=self._engine,
+            watch=self._watch,
+            container=container,
+            url=_url(found["NetworkSettings"], network),
+            loosened=partial(self._loosened, spec),
         )
+
+    def _loosened(self, spec: ContainerSpec) -> tuple[str, ...]:
+        reach = () if spec.hardening.host_network or not self.open_because else (self.open_because,)
+        return spec.hardening.loosened + tuple(f"reaches this host: {why}" for why in reach)
 
 
 class DockerInstance:
     """A running container, by its engine id: one that was made anew under the same name is another instance."""
 
-    def __init__(self, *, engine: Engine, watch: Watch, container: str, url: str) -> None:
+    def __init__(
+        self, *, engine: Engine, watch: Watch, container: str, url: str, loosened: Callable[[], tuple[str, ...]]
+    ) -> None:
         self._engine = engine
         self._watch = watch
         self._container = container
         self._url = url
+        self._loosened = loosened
         self._exit = watch.add(container)
 
     @property
     def url(self) -> str:
         return self._url
+
+    @property
+    def loosened(self) -> tuple[str, ...]:
+        return self._loosened()
 
     async def exited(self) -> str:
         return await asyncio.shield(self._exit)
@@ -227,6 +254,8 @@ async def _remove(engine: Engine, container: str, grace_s: float) -> None:
 
 def _url(settings: dict[str, Any], network: Network) -> str:
     """Where the node reaches the service; a name that leads nowhere for one that has already stopped."""
+    if network.name == HOST:
+        return f"http://127.0.0.1:{PORT}"
     if network.direct:
         address = settings["Networks"].get(network.name, {}).get("IPAddress") or STOPPED
         return f"http://{address}:{PORT}"

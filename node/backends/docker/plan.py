@@ -22,6 +22,9 @@ PORT = 3000
 
 NOBODY = "65534:65534"
 
+HOST = "host"
+"""The engine's name for the network of its host."""
+
 LOG_FILES = {"max-size": "5m", "max-file": "2"}
 """All that one container's output may occupy on disk: 10 MB."""
 
@@ -56,7 +59,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """One of the node's bridges. `direct`: this host reaches containers by their address on it."""
+    """One of the node's bridges, or `HOST`. `direct`: this host reaches containers by their address on it."""
 
     name: str
     internal: bool
@@ -78,12 +81,6 @@ class Plan:
         return hashlib.sha256(json.dumps([self.config, self.host], sort_keys=True).encode()).hexdigest()
 
 
-def internet(spec: ContainerSpec) -> bool:
-    """Whether the container may reach the Internet."""
-    hardening = spec.hardening
-    return hardening.internet if hardening.internet is not None else hardening.profile == "standard"
-
-
 def plan(spec: ContainerSpec, *, mark: Mark, image: str, network: Network, cpus: int) -> Plan:
     """The plan for `spec`. `image` is an id, `cpus` what the engine has: it refuses a limit above that."""
     config: dict[str, Any] = {"image": image, "environment": dict(spec.env)}
@@ -92,7 +89,7 @@ def plan(spec: ContainerSpec, *, mark: Mark, image: str, network: Network, cpus:
         config["command"] = spec.command
     if user := _user(spec):
         config["user"] = user
-    if spec.hardening.profile == "strict":
+    if spec.hardening.rootfs_read_only:
         config["environment"].setdefault("HOME", "/tmp")
     if spec.volumes:
         host["binds"] = list(spec.volumes)
@@ -118,9 +115,11 @@ def _limits(spec: ContainerSpec, cpus: int) -> dict[str, Any]:
 def _permissions(spec: ContainerSpec) -> dict[str, Any]:
     hardening = spec.hardening
     host: dict[str, Any] = {"cap_drop": ["ALL"], "cap_add": list(hardening.cap_add)}
+    if hardening.privileged:
+        host["privileged"] = True
     if not hardening.privileges:
         host["security_opt"] = ["no-new-privileges:true"]
-    if hardening.profile == "strict":
+    if hardening.rootfs_read_only:
         host["read_only"] = True
         host["tmpfs"] = {"/tmp": f"size={hardening.tmpfs_bytes},mode=1777"}
     return host
@@ -140,7 +139,7 @@ def _published(spec: ContainerSpec, network: Network) -> bool:
                 retry=False,
             )
         return False
-    return bool(spec.port) or not network.direct
+    return network.name != HOST and (bool(spec.port) or not network.direct)
 
 
 def refuse_mounts(spec: ContainerSpec, engine: str) -> None:

@@ -138,7 +138,7 @@ def describe(state: dict[str, Any], memory_bytes: int) -> str:
     """The engine's `State` of a stopped container in words."""
     code = state["ExitCode"]
     if state["OOMKilled"] and code != 0:
-        return f"out of memory (limit {memory_bytes / MIB:g} MiB)"
+        return f"out of memory (limit {memory_bytes / MIB:g} MiB, hardening.memory_bytes)"
     words = f"exited with code {code}"
     if code > 128 and code - 128 in set(signal.Signals):
         words = f"killed by {signal.Signals(code - 128).name} (exit code {code})"

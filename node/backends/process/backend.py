@@ -150,6 +150,10 @@ class ProcessInstance:
     def url(self) -> str:
         return self._url
 
+    @property
+    def loosened(self) -> tuple[str, ...]:
+        return ("a process of this host: no setting of `hardening` confines it",)
+
     async def exited(self) -> str:
         return await asyncio.shield(self._exit)
 

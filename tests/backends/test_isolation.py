@@ -1,0 +1,311 @@
+"""What a container can reach, tried from inside. Each listener is shown to be there by reaching it from this host."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.backends.docker.firewall import Firewall, bridge
+from node.backends.docker.plan import Mark, Network, plan
+from tests.backends.grounds import Caller, DockerGround, quiet
+from tests.support import ROOT, Node, RedisServer, stoker
+
+pytestmark = pytest.mark.docker
+
+METADATA = "169.254.169.254"
+
+
+@pytest.fixture
+def ground(docker_ground: DockerGround) -> DockerGround:
+    return docker_ground
+
+
+def rules() -> str:
+    """All rules in the tables that the node writes to."""
+    tables = [["iptables-save", "-t", "mangle"], ["ip6tables-save", "-t", "mangle"]]
+    told = "".join(subprocess.run(table, capture_output=True, text=True, check=True).stdout for table in tables)
+    return "\n".join(line for line in told.splitlines() if "STOKER" in line)
+
+
+def chain(mark: Mark) -> str:
+    return f"STOKER-{bridge(mark, internet=True)[3:-1]}"
+
+
+def addresses() -> set[str]:
+    """All IPv4 addresses of this host, those of bridges included."""
+    told = subprocess.run(["ip", "-4", "-o", "address"], capture_output=True, text=True, check=True).stdout
+    return {line.split()[3].partition("/")[0] for line in told.splitlines()}
+
+
+def connected(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
+        return True
+    return False
+
+
+@pytest.fixture
+def redis_everywhere(tmp_path: Path) -> Iterator[RedisServer]:
+    """An external Redis on every address of this host, as careless people run it."""
+    server = RedisServer("valkey", tmp_path / "redis", "--protected-mode", "no")
+    server.options += ("--bind", "0.0.0.0")
+    with server:
+        yield server
+
+
+@pytest.mark.parametrize("profile", ["standard", "strict"])
+async def test_from_inside_there_is_no_way_to_the_node_to_redis_or_to_anything_else_of_this_host(
+    ground: DockerGround,
+    caller: Caller,
+    tmp_path: Path,
+    outside: tuple[str, int],
+    redis_everywhere: RedisServer,
+    profile: str,
+) -> None:
+    service = {"build": str(ground.context), "backend": "docker", "hardening": {"profile": profile}, "concurrency": 50}
+    containers = [{"id": name, **service} for name in ("service", "neighbour")]
+    server = {"host": "0.0.0.0", "insecure": True}
+    async with Node(tmp_path, containers, node_id=ground.node_id, server=server) as node:
+        settings = ground.container("neighbour").attrs["NetworkSettings"]["Networks"]
+        ((_, neighbour),) = settings.items()
+        places = {(host, port) for host in addresses() for port in (node.port, redis_everywhere.port)}
+        places |= {(METADATA, 80), (neighbour["IPAddress"], 3000)}
+        if profile == "strict":
+            places.add(outside)
+        assert neighbour["Gateway"] in {host for host, _ in places}
+        assert all(connected(*place) for place in places), "a listener that is not there proves nothing"
+
+        async def tried(action: str, **more: Any) -> Any:
+            ended = await node.run(["service"], {"action": action, **more})
+            assert ended["status"] == "success", ended
+            return ended["result"]["output"]
+
+        own = ground.container().attrs["NetworkSettings"]["Networks"]
+        ((_, own_network),) = own.items()
+        assert await tried("connect", host=own_network["IPAddress"], port=3000) == "connected"
+        answers = await asyncio.gather(*(tried("connect", host=host, port=port) for host, port in places))
+        reached = [place for place, answer in zip(places, answers, strict=True) if answer == "connected"]
+        assert reached == []
+        for path in ("/var/run/docker.sock", "/run/docker.sock", str(tmp_path / "data")):
+            assert await tried("write", path=path + "/x") == "ENOENT"
+        seen = await tried("look")
+        assert seen["capabilities"] == 0
+        if profile == "strict":
+            assert seen["uid"] != 0
+            assert await tried("write", path="/file") == "EROFS"
+        else:
+            assert await tried("connect", host=outside[0], port=outside[1]) == "connected"
+        assert (await node.get("/info?verbose=true"))["containers"][0]["loosened"] == []
+        node.kill(15)
+    assert chain(ground.mark) not in rules()
+
+
+async def test_a_datagram_to_this_host_does_not_arrive(ground: DockerGround, caller: Caller) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.setblocking(False)
+        port = listener.getsockname()[1]
+        async with ground.backend() as backend:
+            instance = await backend.start(ground.spec(), quiet)
+            gateway = ground.container().attrs["NetworkSettings"]["Networks"][ground.mark.name("net")]["Gateway"]
+            for host in (gateway, gateway.rpartition(".")[0].rpartition(".")[0] + ".255.255"):
+                with contextlib.suppress(Exception):  # a broadcast is not allowed there anyhow
+                    await caller.get(instance, "send", host=host, port=port)
+            with pytest.raises(BlockingIOError):
+                listener.recv(100)
+            listener_port = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with listener_port:
+                listener_port.sendto(b"from here", (gateway, port))
+            assert listener.recv(100) == b"from here"
+            await instance.stop(1)
+
+
+async def test_what_another_container_publishes_on_this_host_is_not_reached(
+    ground: DockerGround, caller: Caller
+) -> None:
+    command = ["python3", "-m", "http.server", "80"]
+    foreign = ground.client.containers.run("stoker-test-base", command, detach=True, ports={80: ("0.0.0.0", None)})
+    try:
+        foreign.reload()
+        port = int(foreign.ports["80/tcp"][0]["HostPort"])
+        network = foreign.attrs["NetworkSettings"]["Networks"]["bridge"]
+        async with ground.backend() as backend:
+            instance = await backend.start(ground.spec(), quiet)
+            await caller.get(instance)
+            gateway = ground.container().attrs["NetworkSettings"]["Networks"][ground.mark.name("net")]["Gateway"]
+            places = [(network["IPAddress"], 80), (network["Gateway"], port), (gateway, port)]
+            assert all(connected(*place) for place in places)
+            for host, port in places:
+                assert await caller.get(instance, "connect", host=host, port=port) != "connected"
+            await instance.stop(1)
+    finally:
+        foreign.remove(force=True)
+
+
+# What is allowed on purpose.
+
+
+async def test_an_allowed_override_is_in_force_and_is_seen(ground: DockerGround, tmp_path: Path) -> None:
+    hardening = {"host_network": True, "cap_add": ["NET_RAW"]}
+    spec = {"id": "service", "build": str(ground.context), "backend": "docker", "hardening": hardening}
+    async with Node(tmp_path, [spec], node_id=ground.node_id, docker_allow=["host_network"]) as node:
+        assert ground.container().attrs["HostConfig"]["NetworkMode"] == "host"
+        ended = await node.run(["service"], {"action": "connect", "host": "127.0.0.1", "port": node.port})
+        assert ended["result"]["output"] == "connected"
+        expected = ["hardening.host_network", "hardening.cap_add: NET_RAW"]
+        assert (await node.get("/info?verbose=true"))["containers"][0]["loosened"] == expected
+        (logged,) = node.events("container_loosened")
+        assert logged["loosened"] == expected
+        node.kill(15)
+
+
+def test_a_privileged_container_is_one_for_the_engine_and_is_seen(ground: DockerGround) -> None:
+    """Not started: it would take a machine that has every capability itself."""
+    spec = ground.spec(hardening={"privileged": True})
+    network = Network(name="any", internal=False, direct=True)
+    assert plan(spec, mark=ground.mark, image="any", network=network, cpus=1).host["privileged"] is True
+    assert spec.hardening.loosened == ("hardening.privileged",)
+
+
+async def test_a_node_does_not_start_with_an_override_that_is_not_allowed(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    hardening = {"privileged": True}
+    file.write_text(json.dumps({"containers": [{"id": "a", "image": "any", "hardening": hardening}]}))
+    refused = await asyncio.to_thread(stoker, "serve", "--config", str(file))
+    assert refused.returncode == 2
+    assert 'containers[0].hardening.privileged: found true, expected false, unless docker_allow lists "privileged"' in (
+        refused.stdout + refused.stderr
+    )
+
+
+async def test_a_read_only_root_bounds_what_a_container_writes(ground: DockerGround, caller: Caller) -> None:
+    spec = ground.spec(hardening={"read_only": True, "tmpfs_bytes": 8 * 2**20})
+    async with ground.backend() as backend:
+        instance = await backend.start(spec, quiet)
+        for path, answer in (("/file", "EROFS"), ("/tmp/file", "ENOSPC"), ("/dev/shm/file", "ENOSPC")):
+            assert await caller.get(instance, "write", path=path, mib=100) == answer
+        assert instance.loosened == ()
+        await instance.stop(1)
+
+
+# The rules themselves.
+
+
+async def test_rules_are_set_once_put_back_when_dropped_and_leave_with_the_network(ground: DockerGround) -> None:
+    def jumps() -> int:
+        return rules().count(f"-j {chain(ground.mark)}")
+
+    foreign = "PREROUTING -i nothing0 -j ACCEPT"
+    mangle = ["iptables", "-t", "mangle"]
+    subprocess.run([*mangle, "-A", *foreign.split()], check=True)
+    try:
+        async with ground.backend() as backend:
+            instance = await backend.start(ground.spec(), quiet)
+            first = rules()
+            assert jumps() == 2  # one for each version of IP
+            again = await backend.start(ground.spec(), quiet)
+            assert rules() == first
+            for command in ("iptables", "ip6tables"):
+                drop = f"{command} -t mangle -D PREROUTING -i {bridge(ground.mark, internet=True)[:-1]}+"
+                subprocess.run([*drop.split(), "-j", chain(ground.mark)], check=True)
+            assert jumps() == 0
+            await backend.start(ground.spec(), quiet)
+            assert rules() == first
+            await asyncio.gather(instance.stop(1), again.stop(1))
+        assert chain(ground.mark) not in rules()
+        subprocess.run([*mangle, "-C", *foreign.split()], check=True)
+    finally:
+        subprocess.run([*mangle, "-D", *foreign.split()], check=True)
+
+
+async def test_the_rules_of_one_node_leave_those_of_another_alone() -> None:
+    one, other = (Firewall(mark=Mark(node_id=f"rules-{name}", prefix="stoker")) for name in "ab")
+    try:
+        assert one.hold() == other.hold() == ""
+        one.lift()
+        assert chain(other.mark) in rules()
+        assert chain(one.mark) not in rules()
+    finally:
+        one.lift()
+        other.lift()
+
+
+async def test_rules_set_by_hand_as_told_are_the_same() -> None:
+    firewall = Firewall(mark=Mark(node_id="n1", prefix="stoker"))
+    assert "\n".join(firewall.by_hand()) in (ROOT / "docs" / "isolation.md").read_text()
+    try:
+        for command in firewall.by_hand():
+            subprocess.run(command.split(), check=True)
+        by_hand = rules()
+        assert firewall.hold() == ""
+        assert rules() == by_hand
+    finally:
+        firewall.lift()
+    assert chain(firewall.mark) not in rules()
+
+
+UNPRIVILEGED = """
+import asyncio, json, sys
+from node.backends.docker import DockerBackend
+from node.config import ContainerSpec
+from node.errors import BackendError
+
+async def main():
+    node_id, context, isolation = sys.argv[1:]
+    async with DockerBackend(node_id=node_id, isolation=isolation) as backend:
+        spec = ContainerSpec.model_validate({"id": "service", "build": {"context": context}})
+        try:
+            instance = await backend.start(spec, lambda line: None)
+        except BackendError as error:
+            print(json.dumps({"error": str(error)}))
+            return
+        print(json.dumps({"open_because": backend.open_because, "loosened": instance.loosened}))
+        await instance.stop(1)
+
+asyncio.run(main())
+"""
+
+
+async def unprivileged(ground: DockerGround, isolation: str) -> tuple[dict[str, Any], str]:
+    """What a node without the right to set rules says, and its log."""
+    command = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", UNPRIVILEGED]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [*command, ground.node_id, str(ground.context), isolation],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    *log, last = done.stdout.splitlines()
+    return json.loads(last), "\n".join(log)
+
+
+async def test_a_node_that_may_not_set_rules_says_so_loudly_and_how_to_set_them(ground: DockerGround) -> None:
+    told, log = await unprivileged(ground, "auto")
+    assert "Permission denied" in told["open_because"]
+    assert '`docker_isolation` to "manual"' in told["open_because"]
+    assert told["loosened"] == [f"reaches this host: {told['open_because']}"]
+    assert "containers_reach_this_host" in log
+    assert f"iptables -t mangle -N {chain(ground.mark)}" in log
+
+
+async def test_a_node_that_must_cut_off_and_may_not_starts_no_container(ground: DockerGround) -> None:
+    told, _ = await unprivileged(ground, "require")
+    assert '`docker_isolation` is "require"' in told["error"]
+    assert "Permission denied" in told["error"]
+    assert ground.left_running() == []
+
+
+async def test_a_node_whose_operator_sets_the_rules_is_quiet(ground: DockerGround) -> None:
+    told, log = await unprivileged(ground, "manual")
+    assert told == {"open_because": "", "loosened": []}
+    assert log == ""
+    assert chain(ground.mark) not in rules()
