@@ -11,7 +11,8 @@
         ├── Forbidden                the caller may not do this
         ├── NotFound                 no such thing, or not the caller's
         ├── Conflict                 not possible in the state that the thing is in
-        ├── RateLimited              too many requests
+        ├── Mismatch                 an idempotency key came again with another request
+        ├── RateLimited              too many requests, or too many jobs at once
         └── Unavailable              the node cannot do it now: draining, or the store does not answer
 
 A job's failure is not here: it is a value (`jobs.ContainerError`).
@@ -84,6 +85,10 @@ class NotFound(Refusal):
 
 class Conflict(Refusal):
     code = "conflict"
+
+
+class Mismatch(Refusal):
+    code = "mismatch"
 
 
 class RateLimited(Refusal):

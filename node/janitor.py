@@ -1,11 +1,16 @@
-"""Puts right what a crash leaves behind: steps whose node died, and streams that died with their node."""
+"""Puts right what a crash, a lost key or a forgotten client leaves behind, and removes what was kept for long enough.
+
+It starts from the set of live jobs, not from leases or lanes: whatever else is lost, a job is found.
+"""
 
 import asyncio
+import uuid
 from types import TracebackType
 from typing import Self
 
 import structlog
 
+from node.config import Retention
 from node.config import Runner as Settings
 from node.errors import Unavailable
 from node.jobs import ContainerError, State
@@ -14,24 +19,35 @@ from node.store import Store
 
 log = structlog.get_logger()
 
+PAGES = 20  # of live jobs looked at in one turn; the others' turn comes with the next
+
 
 class Janitor:
-    """Works on the lanes of the containers that this node serves, whoever claimed from them, while entered."""
+    """Works while entered: on the leases of the containers that this node has, and on the live jobs of all nodes."""
 
-    def __init__(self, store: Store, containers: list[str], settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, store: Store, containers: list[str], settings: Settings, retention: Retention, metrics: Metrics
+    ) -> None:
         self._store = store
         self._containers = containers
         self._settings = settings
+        self._kept_s = {
+            State.SUCCEEDED: retention.succeeded,
+            State.FAILED: retention.failed,
+            State.CANCELLED: retention.cancelled,
+        }
         self._metrics = metrics
+        self._mark = ""
 
     async def recover(self) -> None:
         """Once at the node's start: what its earlier life had claimed is free at once, not when its lease ends.
 
         The data directory's lock makes sure that no other process works under this node's name.
         """
+        await self._tell_alive()
         for container in self._containers:
             await self._reclaim(container, idle_s=0, own=True)
-        for job_id in await self._store.streams():
+        for job_id in await self._store.left_streams():
             await self._end_stream(job_id)
 
     async def __aenter__(self) -> Self:
@@ -54,8 +70,20 @@ class Janitor:
                 log.warning("janitor_waits", error=str(error))
 
     async def run_once(self) -> None:
+        await self._tell_alive()
         for container in self._containers:
             await self._reclaim(container, idle_s=self._settings.lease_s)
+        await self._look()
+        for state, kept_s in self._kept_s.items():
+            await self._purge(state, kept_s)
+
+    async def _tell_alive(self) -> None:
+        """And find out whether the store lost what it had, jobs and all."""
+        mark = await self._store.alive(self._containers, uuid.uuid4().hex)
+        if self._mark and mark != self._mark:
+            self._metrics.store_emptied.inc()
+            log.error("store_emptied", effect="it is not the store that this node knew; the jobs in it are lost")
+        self._mark = mark
 
     async def _reclaim(self, container: str, *, idle_s: float, own: bool = False) -> None:
         while True:
@@ -69,6 +97,25 @@ class Janitor:
                 log.warning("step_reclaimed", job_id=job_id, lane=container, state=state.value)
             if not changed:
                 return
+
+    async def _look(self) -> None:
+        for _ in range(PAGES):
+            changes, more = await self._store.look(
+                queue_timeout_s=self._settings.queue_timeout_s,
+                timeout_s=self._settings.job_timeout_s,
+                gone_s=self._settings.gone_s,
+            )
+            for each in changes:
+                log.warning("job_put_right", job_id=each.job_id, change=each.change, reason=each.reason)
+            if not more:
+                return
+
+    async def _purge(self, state: State, kept_s: float) -> None:
+        removed = 0
+        while part := await self._store.purge(state, kept_s):
+            removed += part
+        if removed:
+            log.info("jobs_purged", state=state.value, count=removed)
 
     async def _end_stream(self, job_id: str) -> None:
         """A stream that this node ran cannot go on: its client is gone."""

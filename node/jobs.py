@@ -61,11 +61,16 @@ class Caller:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRequest:
-    """What a body asked for. `data` is the strict JSON text of an object, as it came."""
+    """What a body asked for. `data` is the strict JSON text of an object, as it came.
+
+    queue_timeout_s: longest wait in one queue. timeout_s: longest time from acceptance to the end. None: the node's.
+    """
 
     containers: tuple[str, ...]
     data: bytes
     requires_proof: bool = False
+    queue_timeout_s: float | None = None
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from node.metrics import Metrics
 from node.orchestrator import Orchestrator
 from node.registry import Registry
 from node.runner import Runner
-from node.store import Store
+from node.store import Bounds, Store
 from node.store.embedded import Embedded
 from node.store.place import external, held
 
@@ -83,7 +83,7 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
         url = await stack.enter_async_context(serving(doors, config.server))
         logger.info("node_started", version=__version__, url=url, containers=list(specs))
         announce(url, config)
-        janitor = Janitor(store, list(specs), config.runner, metrics)
+        janitor = Janitor(store, list(specs), config.runner, config.retention_s, metrics)
         if await _recovered(janitor, stop):
             orchestrator.begin()
             await stack.enter_async_context(runner)
@@ -95,10 +95,16 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
 
 
 async def _store(config: Config, data_dir: Path, node_id: str, metrics: Metrics, stack: AsyncExitStack) -> Store:
+    bounds = Bounds(
+        lanes={spec.id: spec.max_queued for spec in config.containers},
+        pending=config.server.max_pending,
+        look_s=config.runner.check_s,
+        remembered_s=config.server.idempotency_s,
+    )
     if config.redis is None:
         embedded = await stack.enter_async_context(Embedded(data_dir, config.embedded))
-        return Store(embedded.url, node_id=node_id, metrics=metrics)
-    return external(config.redis, node_id=node_id, metrics=metrics)
+        return Store(embedded.url, node_id=node_id, bounds=bounds, metrics=metrics)
+    return external(config.redis, node_id=node_id, bounds=bounds, metrics=metrics)
 
 
 async def _refuse_open_door(store: Store, settings: Server) -> None:

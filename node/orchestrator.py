@@ -59,26 +59,33 @@ class Orchestrator:
         """Accept no more jobs; everything else goes on."""
         self._draining = True
 
-    async def submit(self, request: JobRequest, caller: Caller) -> str:
-        """Accept a job; its id. Raises `Rejected`, or `Unavailable` when it could not be made durable."""
-        self._admit(request, caller)
-        (job_id,) = await self._store.submit(caller, [request])
-        _log_queued(job_id, request, caller)
-        return job_id
+    async def submit(self, request: JobRequest, caller: Caller, *, once: str = "") -> str:
+        """Accept a job; its id. Raises `Rejected`, or `Unavailable` when it could not be made durable.
 
-    async def submit_batch(self, items: Sequence[JobRequest | Refusal], caller: Caller) -> list[str | Refusal]:
+        once: the caller's name for this request; when it comes again, the answer is the id of the first time.
+        """
+        self._admit(request, caller)
+        (answer,) = await self._accept([request], caller, once)
+        if isinstance(answer, Refusal):
+            raise answer
+        return answer
+
+    async def submit_batch(
+        self, items: Sequence[JobRequest | Refusal], caller: Caller, *, once: str = ""
+    ) -> list[str | Refusal]:
         """Accept the good ones of a batch: in its place each one's id, or why it was refused."""
         self._refuse_when_draining()
         checked = [item if isinstance(item, Refusal) else self._checked(item, caller) for item in items]
         good = [item for item in checked if isinstance(item, JobRequest)]
-        ids = iter(await self._store.submit(caller, good) if good else [])
-        answers: list[str | Refusal] = []
-        for item in checked:
-            if isinstance(item, Refusal):
-                answers.append(item)
-            else:
-                answers.append(job_id := next(ids))
-                _log_queued(job_id, item, caller)
+        answers = iter(await self._accept(good, caller, once) if good else [])
+        return [item if isinstance(item, Refusal) else next(answers) for item in checked]
+
+    async def _accept(self, requests: Sequence[JobRequest], caller: Caller, once: str) -> list[str | Refusal]:
+        jobs = [(str(uuid.uuid4()), request) for request in requests]
+        answers = await self._store.submit(caller, jobs, once=once)
+        for (job_id, request), answer in zip(jobs, answers, strict=True):
+            if answer == job_id:
+                _log_queued(job_id, request, caller)
         return answers
 
     def _checked(self, request: JobRequest, caller: Caller) -> JobRequest | Refusal:
@@ -110,14 +117,38 @@ class Orchestrator:
 
         Raises `NotFound`, or `Conflict` when it has ended already.
         """
-        if not await self.jobs([job_id], caller):
-            raise NotFound("Job not found", id=job_id[:SHOWN_CHARS])
+        await self._job(job_id, caller)
         before = await self._store.end(job_id, State.CANCELLED, ContainerError(container="", error=CANCELLED))
         if before and before.terminal:
             raise Conflict("Job has ended", id=job_id, state=before.value)
         log.info("job_cancelled", job_id=job_id, caller=caller.id, state=State.CANCELLED.value)
-        (job,) = await self.jobs([job_id], caller)
-        return job
+        return await self._job(job_id, caller)
+
+    async def retry(self, job_id: str, caller: Caller) -> str:
+        """Start a failed or cancelled job again from the step that it ended in. A new job does that, and begins with
+        the outputs of the finished steps; its id, the same when it is asked for again. The old one stays as it is.
+
+        Raises `NotFound`, `Conflict` when it has not failed, or `Rejected` when the caller may not run it (any more).
+        """
+        job = await self._job(job_id, caller)
+        self._admit(JobRequest(containers=job.containers, data=b"{}"), caller)
+        answer = await self._store.retry(job_id, str(uuid.uuid4()))
+        if answer is None:
+            raise Conflict("Job has nothing to run on", id=job_id)
+        if isinstance(answer, State):
+            raise Conflict("Job has not failed", id=job_id, state=answer.value)
+        log.info("job_retried", job_id=answer, caller=caller.id, retry_of=job_id, state=State.QUEUED.value)
+        return answer
+
+    async def dead(self, caller: Caller, most: int) -> list[Job]:
+        """Of the latest dead letters those that the caller may see, newest first."""
+        return [job for job in await self._store.dead(most) if _whose(caller) in (None, job.caller)]
+
+    async def _job(self, job_id: str, caller: Caller) -> Job:
+        found = await self.jobs([job_id], caller)
+        if not found:
+            raise NotFound("Job not found", id=job_id[:SHOWN_CHARS])
+        return found[0]
 
     async def stream(self, request: JobRequest, caller: Caller) -> AsyncGenerator[bytes, None]:
         """Run a chain of one container and relay what it sends. The first item is the job's id, alone.

@@ -14,7 +14,7 @@ import structlog
 from aiohttp import web
 
 from node import __version__, payload
-from node.api.middleware import CALLER, HEADERS, read_json, reply
+from node.api.middleware import CALLER, HEADERS, once, read_json, reply
 from node.config import Server
 from node.errors import SHOWN_CHARS, Forbidden, NotFound, Refusal, Rejected, TooLarge, Unavailable
 from node.guardian import demand, within
@@ -32,6 +32,7 @@ STATUS = {
     State.FAILED: "failed",
     State.CANCELLED: "failed",
 }
+MAX_TIMEOUT_S = 1e9
 MAX_ID_CHARS = 128  # of an id that somebody else chose
 ID_ALONE_S = 0.05  # nothing follows a stream's id sooner: all that infernet-client's first read finds is the id to it
 REPORTED = {"running": State.RUNNING, "success": State.SUCCEEDED, "failed": State.FAILED}
@@ -101,11 +102,12 @@ class Infernet:
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
         job = _job_request(await read_json(request))
-        return reply({"id": await self._orchestrator.submit(job, request[CALLER])})
+        return reply({"id": await self._orchestrator.submit(job, request[CALLER], once=once(request))})
 
     async def submit_batch(self, request: web.Request) -> web.StreamResponse:
         items = _items(await read_json(request), self._settings.max_batch_items)
-        answers = await self._orchestrator.submit_batch([_read(item) for item in items], request[CALLER])
+        jobs = [_read(item) for item in items]
+        answers = await self._orchestrator.submit_batch(jobs, request[CALLER], once=once(request))
         return reply([_answer(answer) for answer in answers])
 
     async def find(self, request: web.Request) -> web.StreamResponse:
@@ -192,10 +194,27 @@ def _job_request(body: bytes, *, delegated: str = "Chain not enabled") -> JobReq
         raise _unreadable("data: expected an object")
     if not isinstance(value.get("requires_proof"), bool | None):
         raise _unreadable("requires_proof: expected true, false or null")
+    queue_s, total_s = _timeouts(value.get("timeouts"))
     envelope = msgspec.json.decode(body, type=_Envelope)
     return JobRequest(
-        containers=tuple(envelope.containers), data=bytes(envelope.data), requires_proof=bool(envelope.requires_proof)
+        containers=tuple(envelope.containers),
+        data=bytes(envelope.data),
+        requires_proof=bool(envelope.requires_proof),
+        queue_timeout_s=queue_s,
+        timeout_s=total_s,
     )
+
+
+def _timeouts(value: Any) -> tuple[float | None, float | None]:
+    """Our own addition to a request: `{"queue_s": 60, "total_s": 600}`, both optional; the node's own hold as well."""
+    if value is None:
+        return None, None
+    if not isinstance(value, dict) or not value.keys() <= {"queue_s", "total_s"}:
+        raise _unreadable("timeouts: expected an object with queue_s and total_s")
+    for name, seconds in value.items():
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < MAX_TIMEOUT_S:
+            raise _unreadable(f"timeouts.{name}: expected seconds, more than 0")
+    return value.get("queue_s"), value.get("total_s")
 
 
 def _checked(body: bytes) -> dict[str, Any]:

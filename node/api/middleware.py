@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from node import payload
 from node.api.identity import Identity, is_probe, route
-from node.errors import SHOWN_CHARS, RateLimited, Refusal, TooLarge, Unauthorized, UnsupportedMedia
+from node.errors import SHOWN_CHARS, RateLimited, Refusal, Rejected, TooLarge, Unauthorized, UnsupportedMedia
 from node.jobs import Caller
 from node.store import Limit
 
@@ -26,16 +26,19 @@ STATUS = {
     "conflict": 409,
     "too_large": 413,
     "unsupported_media": 415,
+    "mismatch": 422,
     "rate_limited": 429,
     "unavailable": 503,
 }
 REQUEST_ID = "X-Request-ID"
+IDEMPOTENCY_KEY = "Idempotency-Key"
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
 HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("headers", dict[str, str])
 """What every answer to the request carries: its id, and how many more may come."""
 
 REPORTS = ("PUT", "/api/status")  # not counted: a runner elsewhere reports each of its jobs
 
+_NAME = re.compile(r"[!-~]{1,255}")
 _TOKEN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -70,6 +73,14 @@ async def read_json(request: web.Request) -> bytes:
 def _shown(header: str) -> str:
     """A header's start, without the bytes that were no text."""
     return header[:SHOWN_CHARS].encode("utf-8", "replace").decode()
+
+
+def once(request: web.Request) -> str:
+    """The `Idempotency-Key` of a request, or ""."""
+    name = request.headers.get(IDEMPOTENCY_KEY, "")
+    if name and not _NAME.fullmatch(name):
+        raise Rejected("Idempotency-Key is invalid", expected="1 to 255 visible ASCII characters")
+    return name
 
 
 def guard(identity: Identity, limit: Limit | None) -> Middleware:

@@ -140,6 +140,10 @@ class Server(Section):
     max_body_bytes: Bytes = Field(16 * MIB, description="Largest request body; more is answered 413.")
     max_batch_items: Count = Field(10_000, description="Most jobs in one batch; more is answered 413.")
     max_chain: Count = Field(32, description="Most containers in one chain.")
+    max_pending: Count = Field(
+        100_000, description="Most jobs of one caller that have not ended; a submit beyond is answered 429."
+    )
+    idempotency_s: Count = Field(86_400, description="How long an `Idempotency-Key` is remembered.")
 
     @property
     def reachable(self) -> bool:
@@ -178,9 +182,29 @@ class Runner(Section):
     lease_s: Seconds = Field(30, description="A running step whose node has not renewed it for so long is taken over.")
     reclaim_s: Seconds = Field(5, description="How often expired leases are looked for.")
     max_deliveries: Count = Field(3, description="A step whose worker died so many times fails its job.")
+    check_s: Seconds = Field(
+        60, description="How often each live job is looked at: is it overdue, has it lost its place."
+    )
+    gone_s: Seconds = Field(
+        300,
+        description="A node not heard of for so long counts as gone: its streams end, and jobs fail that wait for a "
+        "container which no other node has.",
+    )
+    queue_timeout_s: Seconds = Field(86_400, description="Longest wait of a step in its queue; then the job fails.")
+    job_timeout_s: Seconds = Field(
+        172_800, description="Longest time from a job's acceptance to its end; then it fails."
+    )
     drain_s: Grace = Field(
         30, description="Grace for running steps at shutdown; what is not finished then is handed back to the queue."
     )
+
+
+class Retention(Section):
+    """How long ended jobs are kept, with their results. Then they are unknown to every request."""
+
+    succeeded: Seconds = Field(86_400, description="Seconds after the end.")
+    failed: Seconds = Field(604_800, description="Seconds after the end.")
+    cancelled: Seconds = Field(86_400, description="Seconds after the end.")
 
 
 class Registry(Section):
@@ -321,6 +345,9 @@ class ContainerSpec(Section):
         BackendName.AUTO, description="How it is kept running; the node's `backend` by default."
     )
     concurrency: Count = Field(8, description="Steps that run in it at the same time, per node.")
+    max_queued: Count = Field(
+        1_000_000, description="Most steps that wait for it or run in it; a submit beyond is answered 503."
+    )
     timeout_s: Seconds = Field(180, description="Longest time of one step.")
     retries: Annotated[int, Number, Field(ge=0), Words("a whole number, 0 or more")] = Field(
         2, description="How often a call is repeated that was refused, cut off before a reply, or answered 502 to 504."
@@ -343,6 +370,7 @@ class Config(Section):
     redis: Redis | None = Field(None, description="External server; the embedded one when absent.")
     embedded: Embedded = Field(default_factory=lambda: Embedded(), description="The embedded server.")
     runner: Runner = Field(default_factory=lambda: Runner(), description="How work is taken and handed back.")
+    retention_s: Retention = Field(default_factory=lambda: Retention(), description="How long ended jobs are kept.")
     backend: Literal["auto", "docker", "process"] = Field(
         "auto", description="`auto`: Docker if its engine answers, else local processes for containers that can."
     )

@@ -22,6 +22,7 @@ from redis import exceptions
 
 from node.errors import Unavailable
 from node.metrics import Metrics
+from node.store import keys
 
 log = structlog.get_logger()
 
@@ -48,7 +49,7 @@ class Script:
 def script(name: str, *, last: bool = False) -> Script:
     text = _file(name)
     flags, text = text.split("\n", 1) if text.startswith("#!") else ("#!lua", text)
-    text = "\n".join([flags, _file("prelude"), text, _file("each")])
+    text = "\n".join([flags, f"local PREFIX = '{keys.PREFIX}'", _file("prelude"), text, _file("each")])
     return Script(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text, last)
 
 
@@ -213,10 +214,10 @@ def _words(bundle: list[_Call]) -> tuple[Any, ...]:
     if script is None:
         return bundle[0].words
     operations = [operation for call in bundle for operation in call.operations]
-    keys = [key for keys, _ in operations for key in keys]
+    named = [key for keys, _ in operations for key in keys]
     first_keys, first_args = operations[0]
     args = [arg for _, args in operations for arg in args]
-    return ("EVALSHA", script.sha, len(keys), *keys, len(first_keys), len(first_args), *args)
+    return ("EVALSHA", script.sha, len(named), *named, len(first_keys), len(first_args), *args)
 
 
 def _deliver(bundle: list[_Call], reply: Any) -> None:

@@ -1,13 +1,16 @@
 """Names of the keys in Redis. All share the hash tag `{0}`, so that one cluster slot holds a job with its lanes.
 
 Scripts that meet job ids or callers only while they run (in a lane's entries, say) build these names from the same
-prefix; that is the reason for the one tag.
+prefix (`scripts/prelude.lua`); that is the reason for the one tag.
 """
 
 PREFIX = "stoker:{0}:"
 
-LIVE = PREFIX + "live"  # sorted set: ids of jobs that are not terminal, by creation time
-ENDED = PREFIX + "ended"  # sorted set: ids of terminal jobs, by the time of their end
+LIVE = PREFIX + "live"  # sorted set: ids of jobs that are not terminal, by when the janitor looks at them next
+DEAD = PREFIX + "dead"  # sorted set: ids of failed jobs that somebody should look at, by the time of their end
+NODES = PREFIX + "nodes"  # sorted set: nodes, by when they were last heard of
+SERVED = PREFIX + "served"  # sorted set: containers, by when a node that has them was last heard of
+MARK = PREFIX + "mark"  # string: made with the first key; another one, or none, means that the store was emptied
 ACCESS = PREFIX + "access"  # hash: all API keys; its fields are listed in `access.py`
 RATE = PREFIX + "rate"  # prefix of the windows of the rate limit; the package `limits` names and makes them
 STOPPED = PREFIX + "stopped"  # channel: ids of jobs that were ended while a step of theirs ran
@@ -31,6 +34,16 @@ def pending(caller: str) -> str:
 def finished(caller: str) -> str:
     """Sorted set: ids of a caller's terminal jobs, by creation time."""
     return f"{PREFIX}finished:{caller}"
+
+
+def ended(state: str) -> str:
+    """Sorted set: ids of all jobs that ended in a state, by the time of their end."""
+    return f"{PREFIX}ended:{state}"
+
+
+def once(digest: str) -> str:
+    """String: for an idempotency key, what the request was, and which job came of each of its parts; expires."""
+    return f"{PREFIX}once:{digest}"
 
 
 def streams(node_id: str) -> str:

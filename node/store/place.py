@@ -14,16 +14,18 @@ from node.config import Config, Redis
 from node.errors import StokerError, Unavailable
 from node.metrics import Metrics
 from node.store.embedded import Embedded, socket_url
+from node.store.records import Bounds
 from node.store.store import Store
 
 REACH_S = 10.0  # for a node that just starts or stops
 PAUSE_S = 0.05
 
 
-def external(settings: Redis, *, node_id: str, metrics: Metrics | None = None) -> Store:
+def external(settings: Redis, *, node_id: str, bounds: Bounds | None = None, metrics: Metrics | None = None) -> Store:
     return Store(
         settings.url or f"redis://{settings.host}:{settings.port}",
         node_id=node_id,
+        bounds=bounds,
         timeout_s=settings.timeout_s,
         username=settings.username,
         password=settings.password.get_secret_value(),

@@ -5,34 +5,41 @@ all of them may be repeated, because the fencing token and the states make the s
 """
 
 import asyncio
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
 import redis.asyncio
+import structlog
 from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from node.config import RateLimit
-from node.errors import Unavailable
+from node.errors import Mismatch, Refusal, Unavailable
 from node.jobs import Caller, Claim, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
 from node.metrics import Metrics
-from node.store import keys
+from node.store import keys, records
 from node.store.access import Access
-from node.store.commit import Commit, Operation, script, unavailable
+from node.store.commit import Commit, script, unavailable
 from node.store.limit import Limit
+from node.store.records import Bounds, BrokenRecord, Change
+from node.store.waiter import Waiter
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
 SUBMIT, OPEN, CLAIM, FINISH = script("submit"), script("open"), script("claim", last=True), script("finish")
 RELEASE, RENEW, RECLAIM, END, GET = (script(name) for name in ("release", "renew", "reclaim", "end", "get"))
+LOOK, ALIVE, PURGE, RETRY = (script(name) for name in ("look", "alive", "purge", "retry"))
 
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
-RECLAIM_ENTRIES = 100  # looked at in one call, so that one call stays short
+RECLAIM_ENTRIES = 100  # in one call, so that one call stays short
+LOOK_JOBS = 200
+PURGE_JOBS = 500
 
 
 class Store:
@@ -46,6 +53,7 @@ class Store:
         url: str,
         *,
         node_id: str,
+        bounds: Bounds | None = None,
         timeout_s: float = 2.0,
         username: str = "",
         password: str = "",
@@ -53,11 +61,13 @@ class Store:
     ) -> None:
         self._url = url
         self._node_id = node_id
+        self._bounds = bounds or Bounds()
         self._timeout_s = timeout_s
         self._login: dict[str, Any] = {"username": username, "password": password}
         self._client = self._connect()
         self._commit = Commit(self._client, timeout_s, metrics or Metrics())
         self._queued: dict[str, Callable[[], None]] = {}
+        self._streams: set[str] = set()  # opened by this process
         self.access = Access(self._commit)
 
     def _connect(self) -> redis.asyncio.Redis:
@@ -98,16 +108,47 @@ class Store:
 
     # What doors ask for
 
-    async def submit(self, caller: Caller, requests: Sequence[JobRequest]) -> list[str]:
-        """Accept jobs; their ids, in order. When it returns they are in the server's append-only file."""
-        ids = [str(uuid.uuid4()) for _ in requests]
-        submitted = self._commit.run(
-            SUBMIT, [_submission(job_id, caller, request) for job_id, request in zip(ids, requests, strict=True)]
-        )
-        for container in {request.containers[0] for request in requests}:
+    async def submit(
+        self, caller: Caller, jobs: Sequence[tuple[str, JobRequest]], *, once: str = ""
+    ) -> list[str | Refusal]:
+        """Accept jobs under the given ids. In the place of each: its id, or why it was refused.
+
+        What is accepted is in the server's append-only file when this returns. once: the caller's name for this very
+        request; the same jobs under the same name are accepted once, and answered with the ids that they got then.
+        Raises `Mismatch` when they are other jobs.
+        """
+        name = keys.once(records.digest(caller.id, once)) if once else ""
+        if name:
+            await self._remember(name, records.fingerprint(request for _, request in jobs))
+        operations = [
+            records.submission(job_id, caller, request, self._bounds, name and f"{name}:{i}")
+            for i, (job_id, request) in enumerate(jobs)
+        ]
+        submitted = self._commit.run(SUBMIT, operations)
+        for container in {request.containers[0] for _, request in jobs}:
             self._tell(container)
-        await submitted
-        return ids
+        replies = await submitted
+        return [
+            records.accepted(job_id, caller, request, self._bounds, reply)
+            for (job_id, request), reply in zip(jobs, replies, strict=True)
+        ]
+
+    async def _remember(self, name: str, fingerprint: str) -> None:
+        """What a named request was. Its jobs are recorded one by one, so what a crash cut off goes on the next time."""
+        recorded = self._commit.call("SET", name, fingerprint, "NX", "EX", self._bounds.remembered_s)
+        known = self._commit.call("GET", name)
+        await recorded
+        if (await known) not in (fingerprint.encode(), None):
+            raise Mismatch("Idempotency-Key was used for another request")
+
+    async def retry(self, job_id: str, new_id: str) -> str | State | None:
+        """Start an ended job again as a new one, from the step that it ended in. The new job's id, or that of an
+        earlier retry; the job's state when it has not failed or been cancelled; None when there is nothing to retry."""
+        operation = ((keys.job(job_id), keys.job(new_id)), (job_id, new_id, self._bounds.look_s))
+        ((first, *state),) = await self._commit.run(RETRY, [operation])
+        if state:
+            return State(state[0].decode())
+        return None if first == b"nothing" else str(first.decode())
 
     async def open(
         self,
@@ -123,43 +164,40 @@ class Store:
 
         A running one belongs to this node, which ends it with `end`.
         """
+        chain = msgspec.json.encode(list(containers))
+        node = self._node_id if data else ""
         operation = (
-            (
-                keys.job(job_id),
-                keys.LIVE,
-                keys.pending(caller.id),
-                keys.finished(caller.id),
-                keys.ENDED,
-                keys.streams(self._node_id),
-            ),
-            (
-                job_id,
-                caller.id,
-                msgspec.json.encode(list(containers)),
-                data,
-                state.value,
-                self._node_id if data else "",
-                error,
-            ),
+            (keys.job(job_id),),
+            (job_id, caller.id, chain, data, state.value, node, error, self._bounds.look_s),
         )
+        if node:
+            self._streams.add(job_id)
         (recorded,) = await self._commit.run(OPEN, [operation])
         return bool(recorded)
 
     async def end(
-        self, job_id: str, state: State, result: ContainerResult | None = None, *, abort: bool = True
+        self,
+        job_id: str,
+        state: State,
+        result: ContainerResult | None = None,
+        *,
+        abort: bool = True,
+        dead: bool = False,
     ) -> State | None:
         """End a job from outside its chain. The state that it had before; None when it is not known.
 
         A job that was terminal is left as it was. abort: whoever runs it is told to stop; not for its own runner.
+        dead: keep it in the list of dead letters.
         """
         output = result.output if isinstance(result, ContainerOutput) else b""
         error = result.error if isinstance(result, ContainerError) else ""
         container = result.container if result else ""
         operation = (
-            (keys.job(job_id), keys.LIVE, keys.ENDED, keys.STOPPED),
-            (job_id, state.value, error, container, output, keys.PREFIX, "1" if abort else ""),
+            (keys.job(job_id), keys.STOPPED),
+            (job_id, state.value, error, container, output, "1" if abort else "", "1" if dead else ""),
         )
         (before,) = await self._commit.run(END, [operation])
+        self._streams.discard(job_id)
         return State(before.decode()) if before else None
 
     async def get(
@@ -168,23 +206,32 @@ class Store:
         """Jobs in the order asked, None for those that are not known, or not the given caller's; one round trip."""
         wanted = ("1" if intermediate else "", "" if caller is None else "1", caller or "")
         rows = await self._commit.run(GET, [((keys.job(job_id),), wanted) for job_id in job_ids])
-        return [_job(job_id, *row) if row else None for job_id, row in zip(job_ids, rows, strict=True)]
+        return [_job(job_id, row) for job_id, row in zip(job_ids, rows, strict=True)]
 
     async def ids(self, caller: str | None, *, pending: bool | None = None) -> list[str]:
         """A caller's job ids, oldest first: only pending ones, only finished ones, or all.
 
-        None: those of all callers; ended ones stand by the time of their end.
+        None: those of all callers, in no certain order.
         """
-        wanted = [keys.LIVE if caller is None else keys.pending(caller)] if pending is not False else []
-        wanted += [keys.ENDED if caller is None else keys.finished(caller)] if pending is not True else []
+        wanted = []
+        if pending is not False:
+            wanted += [keys.LIVE if caller is None else keys.pending(caller)]
+        if pending is not True:
+            every = [keys.ended(state.value) for state in State if state.terminal]
+            wanted += every if caller is None else [keys.finished(caller)]
         found = await asyncio.gather(*(self._commit.call("ZRANGE", key, 0, -1, "WITHSCORES") for key in wanted))
         # Pending is read first: a job that ends between the two is then seen twice, never missed.
-        times = {job_id.decode(): float(created) for pairs in found for job_id, created in _pairs(pairs)}
+        times = {job_id.decode(): float(created) for flat in found for job_id, created in records.pairs(flat)}
         return sorted(times, key=lambda job_id: times[job_id])
 
     async def pending_count(self) -> int:
         """Jobs of all callers that are not terminal."""
         return int(await self._commit.call("ZCARD", keys.LIVE))
+
+    async def dead(self, most: int) -> list[Job]:
+        """The latest dead letters: jobs that failed because their worker died too often, or their record is broken."""
+        ids = await self._commit.call("ZRANGE", keys.DEAD, 0, most - 1, "REV")
+        return [job for job in await self.get([job_id.decode() for job_id in ids]) if job is not None]
 
     # What workers ask for
 
@@ -203,9 +250,20 @@ class Store:
     async def claim(self, container: str, count: int) -> tuple[list[Claim], str]:
         """Begin up to `count` waiting steps of a lane. With them its tail: "" while there may be more steps,
         else the place to `wait` from."""
-        operation = ((keys.lane(container),), (self._node_id, count, keys.PREFIX))
+        operation = ((keys.lane(container),), (self._node_id, count))
         ((tail, *rows),) = await self._commit.run(CLAIM, [operation])
-        return [_claim(*row) for row in rows], tail.decode()
+        claims = []
+        for row in rows:
+            try:
+                claims.append(records.claim(*row))
+            except BrokenRecord:
+                await self._bury(row[1].decode(errors="replace"), container)
+        return claims, tail.decode()
+
+    async def _bury(self, job_id: str, container: str) -> None:
+        error = ContainerError(container=container, error="its record is broken")
+        await self.end(job_id, State.FAILED, error, abort=False, dead=True)
+        log.error("job_broken", job_id=job_id, container=container, state=State.FAILED.value)
 
     async def finish(self, claim: Claim, result: ContainerResult) -> State | None:
         """Record a step's outcome and queue the next step or end the job. The job's state now; None when this attempt
@@ -214,33 +272,34 @@ class Store:
         if isinstance(result, ContainerError):
             kind, value = "error", result.error.encode()
         else:
-            kind, value = "output" if following else "last", result.output
+            kind, value = "output", result.output
         operation = (
+            (keys.job(claim.job_id), keys.lane(claim.container)),
             (
-                keys.job(claim.job_id),
-                keys.lane(claim.container),
-                keys.lane(following or claim.container),
-                keys.LIVE,
-                keys.pending(claim.caller),
-                keys.finished(claim.caller),
-                keys.ENDED,
+                claim.job_id,
+                claim.caller,
+                claim.attempt,
+                claim.step,
+                claim.container,
+                following or "",
+                kind,
+                value,
             ),
-            (claim.job_id, claim.entry, claim.attempt, claim.step, claim.container, kind, value),
         )
         finished = self._commit.run(FINISH, [operation])
         if kind == "output" and following:
             self._tell(following)
         (state,) = await finished
-        return _state(state)
+        return records.state(state)
 
     async def release(self, claim: Claim) -> State | None:
         """Hand a running step back to its lane. The job's state now, or None as in `finish`."""
         operation = (
             (keys.job(claim.job_id), keys.lane(claim.container)),
-            (claim.job_id, claim.entry, claim.attempt, claim.step),
+            (claim.job_id, claim.attempt, claim.step, claim.container),
         )
         (state,) = await self._commit.run(RELEASE, [operation])
-        return _state(state)
+        return records.state(state)
 
     async def renew(self, claims: Iterable[Claim]) -> list[Claim]:
         """Prolong the leases of running steps. Those that are lost: ended, or taken over by another node."""
@@ -248,7 +307,7 @@ class Store:
         operations = [
             (
                 (keys.job(claim.job_id), keys.lane(claim.container)),
-                (self._node_id, claim.entry, claim.attempt),
+                (self._node_id, claim.job_id, claim.attempt, claim.step),
             )
             for claim in asked
         ]
@@ -264,17 +323,43 @@ class Store:
         """
         consumer = self._node_id if own else ""
         operation = (
-            (keys.lane(container), keys.LIVE, keys.ENDED),
-            (int(idle_s * 1000), consumer, RECLAIM_ENTRIES, max_deliveries, container, keys.PREFIX),
+            (keys.lane(container),),
+            (int(idle_s * 1000), consumer, RECLAIM_ENTRIES, max_deliveries, container),
         )
         (reply,) = await self._commit.run(RECLAIM, [operation])
         if reply:
             self._tell(container)
         return [(reply[i].decode(), State(reply[i + 1].decode())) for i in range(0, len(reply), 2)]
 
-    async def streams(self) -> list[str]:
-        """Ids of the running streams that this node's name holds."""
-        return [job_id.decode() for job_id in await self._commit.call("SMEMBERS", keys.streams(self._node_id))]
+    async def alive(self, containers: Sequence[str], mark: str) -> str:
+        """Say that this node is there and has these containers. The store's mark: `mark`, if it had none."""
+        operation = ((keys.NODES, keys.SERVED, keys.MARK), (self._node_id, msgspec.json.encode(containers), mark))
+        (found,) = await self._commit.run(ALIVE, [operation])
+        return str(found.decode())
+
+    async def look(self, *, queue_timeout_s: float, timeout_s: float, gone_s: float) -> tuple[list[Change], bool]:
+        """Look at the live jobs whose turn it is; what was changed, and whether there may be more to look at."""
+        operation = (
+            (keys.LIVE, keys.STOPPED),
+            (LOOK_JOBS, self._bounds.look_s, *(f"{limit_s:.15g}" for limit_s in (queue_timeout_s, timeout_s, gone_s))),
+        )
+        ((looked_at, *rows),) = await self._commit.run(LOOK, [operation])
+        changes = [
+            Change(job_id=job_id.decode(), change=change.decode(), reason=reason.decode())
+            for job_id, change, reason in rows
+        ]
+        return changes, looked_at == LOOK_JOBS
+
+    async def purge(self, state: State, kept_s: float) -> int:
+        """Remove some jobs that ended in a state longer ago than `kept_s`; how many. Called until it is 0."""
+        operation = ((keys.ended(state.value),), (kept_s, PURGE_JOBS))
+        (removed,) = await self._commit.run(PURGE, [operation])
+        return int(removed)
+
+    async def left_streams(self) -> list[str]:
+        """Ids of the streams that an earlier life of this node left running."""
+        held = [job_id.decode() for job_id in await self._commit.call("SMEMBERS", keys.streams(self._node_id))]
+        return [job_id for job_id in held if job_id not in self._streams]
 
     async def stopped(self) -> AsyncGenerator[str, None]:
         """Ids of jobs that are ended while a step of theirs runs, as it happens, on a connection of its own.
@@ -297,26 +382,6 @@ class Store:
         return Waiter(self._connect(), keys.lane(container), self._timeout_s)
 
 
-class Waiter:
-    """Waits for a lane to get another entry. Blocks one connection, so each reader has its own."""
-
-    def __init__(self, client: redis.asyncio.Redis, lane: str, grace_s: float) -> None:
-        self._client = client
-        self._lane = lane
-        self._grace_s = grace_s
-
-    async def wait(self, tail: str, seconds: float) -> None:
-        """Return when the lane has an entry later than `tail`, or after `seconds`."""
-        try:
-            async with asyncio.timeout(seconds + self._grace_s):
-                await self._client.xread({self._lane: tail}, count=1, block=int(seconds * 1000))
-        except (exceptions.RedisError, OSError, TimeoutError) as error:
-            raise unavailable(error) from error
-
-    async def close(self) -> None:
-        await self._client.aclose()
-
-
 async def insist(operation: Callable[[], Awaitable[T]]) -> T:
     """Repeat a worker's operation until the store answers: what was done must be recorded, however long that takes."""
     pause_s = RETRY_FIRST_S
@@ -328,81 +393,9 @@ async def insist(operation: Callable[[], Awaitable[T]]) -> T:
             pause_s = min(pause_s * 2, RETRY_MAX_S)
 
 
-def _submission(job_id: str, caller: Caller, request: JobRequest) -> Operation:
-    containers = msgspec.json.encode(request.containers)
-    return (
-        (keys.job(job_id), keys.lane(request.containers[0]), keys.LIVE, keys.pending(caller.id)),
-        (job_id, caller.id, containers, request.data, "1" if request.requires_proof else ""),
-    )
-
-
-def _state(reply: bytes) -> State | None:
-    return None if reply == b"stale" else State(reply.decode())
-
-
-def _claim(
-    entry: bytes,
-    job_id: bytes,
-    caller: bytes,
-    containers: bytes,
-    step: bytes,
-    attempt: bytes,
-    proof: bytes,
-    data: bytes,
-) -> Claim:
-    return Claim(
-        job_id=job_id.decode(),
-        caller=caller.decode(),
-        containers=msgspec.json.decode(containers, type=tuple[str, ...]),
-        step=int(step),
-        attempt=int(attempt),
-        entry=entry.decode(),
-        input=data,
-        requires_proof=bool(proof),
-    )
-
-
-def _pairs(flat: list[Any]) -> list[tuple[bytes, Any]]:
-    """`WITHSCORES` as pairs, whichever protocol the connection speaks."""
-    if flat and isinstance(flat[0], (list, tuple)):
-        return [(pair[0], pair[1]) for pair in flat]
-    return list(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _job(
-    job_id: str,
-    caller: bytes,
-    containers: bytes,
-    state: bytes,
-    step: bytes,
-    attempt: bytes,
-    created: bytes,
-    ended: bytes | None,
-    output: bytes | None,
-    error: bytes | None,
-    failed_in: bytes | None,
-    *intermediate: bytes | None,
-) -> Job:
-    chain = msgspec.json.decode(containers, type=tuple[str, ...])
-    result: ContainerResult | None = None
-    if output is not None:
-        result = ContainerOutput(container=chain[-1], output=output)
-    elif error is not None:
-        container = failed_in.decode() if failed_in else next(iter(chain), "")
-        result = ContainerError(container=container, error=error.decode())
-    return Job(
-        id=job_id,
-        caller=caller.decode(),
-        containers=chain,
-        state=State(state.decode()),
-        step=int(step),
-        attempt=int(attempt),
-        created_at=float(created),
-        ended_at=float(ended) if ended else None,
-        result=result,
-        intermediate=tuple(
-            ContainerOutput(container=each, output=raw)
-            for each, raw in zip(chain, intermediate, strict=False)  # the last one's output is the result
-            if raw is not None
-        ),
-    )
+def _job(job_id: str, row: list[Any]) -> Job | None:
+    try:
+        return records.job(job_id, *row) if row else None
+    except BrokenRecord:
+        log.error("job_broken", job_id=job_id)
+        return None

@@ -1,61 +1,16 @@
 """The store's promises, on both servers: each operation is one atomic step, and a step has one outcome."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import redis
 
 from node.errors import Unavailable
-from node.jobs import Caller, Claim, ContainerError, ContainerOutput, JobRequest, State
+from node.jobs import Claim, ContainerError, State
 from node.store import Store
+from tests.store.support import ME, OTHER, accept, claimed, output, request, state_of, submitted
 from tests.support import RedisServer
-
-ME = Caller(id="192.0.2.1", address="192.0.2.1")
-OTHER = Caller(id="192.0.2.2", address="192.0.2.2")
-
-
-@pytest.fixture
-def server(redis_server: RedisServer) -> RedisServer:
-    with redis.Redis(port=redis_server.port) as client:
-        client.flushall()
-    return redis_server
-
-
-@pytest.fixture
-async def store(server: RedisServer) -> AsyncIterator[Store]:
-    async with Store(server.url, node_id="n1") as opened:
-        yield opened
-
-
-@pytest.fixture
-async def neighbour(server: RedisServer) -> AsyncIterator[Store]:
-    async with Store(server.url, node_id="n2") as opened:
-        yield opened
-
-
-def request(*containers: str, data: bytes = b'{"x":1}', proof: bool = False) -> JobRequest:
-    return JobRequest(containers=containers, data=data, requires_proof=proof)
-
-
-async def submitted(store: Store, *containers: str) -> str:
-    (job_id,) = await store.submit(ME, [request(*containers)])
-    return job_id
-
-
-async def claimed(store: Store, container: str) -> Claim:
-    (claim,), _ = await store.claim(container, 1)
-    return claim
-
-
-def output(container: str, raw: bytes = b'{"y":2}') -> ContainerOutput:
-    return ContainerOutput(container=container, output=raw)
-
-
-async def state_of(store: Store, job_id: str) -> State | None:
-    (job,) = await store.get([job_id])
-    return job.state if job else None
 
 
 async def test_a_job_is_visible_as_queued_once_submitted(store: Store) -> None:
@@ -67,7 +22,7 @@ async def test_a_job_is_visible_as_queued_once_submitted(store: Store) -> None:
 
 async def test_a_claim_carries_the_input_byte_for_byte(store: Store) -> None:
     raw = b'{ "n": 115792089237316195423570985008687907853269984665640564039457584007913129639935, "s":"\\u00e9"}'
-    await store.submit(ME, [request("a", data=raw, proof=True)])
+    await accept(store, [request("a", data=raw, proof=True)])
     claim = await claimed(store, "a")
     assert (claim.input, claim.requires_proof, claim.step, claim.attempt) == (raw, True, 0, 1)
 
@@ -107,14 +62,14 @@ async def test_a_chain_may_name_a_container_twice(store: Store) -> None:
 
 
 async def test_a_lane_hands_each_step_to_one_claimer(store: Store, neighbour: Store) -> None:
-    ids = await store.submit(ME, [request("a")] * 100)
+    ids = await accept(store, [request("a")] * 100)
     parts = await asyncio.gather(*(each.claim("a", 10) for each in [store, neighbour] * 5))
     taken = [claim.job_id for claims, _ in parts for claim in claims]
     assert sorted(taken) == sorted(ids)
 
 
 async def test_a_lane_is_first_in_first_out(store: Store) -> None:
-    ids = await store.submit(ME, [request("a")] * 20)
+    ids = await accept(store, [request("a")] * 20)
     claims, tail = await store.claim("a", 20)
     assert [claim.job_id for claim in claims] == ids
     assert tail == ""  # as many as asked for: there may be more
@@ -214,7 +169,7 @@ async def test_an_unknown_job_cannot_be_ended(store: Store) -> None:
 
 async def test_lists_are_the_callers_own_oldest_first(store: Store) -> None:
     first, second, third = [await submitted(store, "a") for _ in range(3)]
-    await store.submit(OTHER, [request("a")])
+    await accept(store, [request("a")], OTHER)
     await store.finish((await store.claim("a", 1))[0][0], output("a"))
     assert await store.ids(ME.id) == [first, second, third]
     assert await store.ids(ME.id, pending=True) == [second, third]
@@ -228,13 +183,16 @@ async def test_jobs_come_in_the_order_asked_and_unknown_ones_as_none(store: Stor
     assert [job.id if job else None for job in jobs] == [second, None, first, second]
 
 
-async def test_a_job_that_no_lane_runs_is_listed_until_it_is_ended(store: Store) -> None:
+async def test_a_job_that_no_lane_runs_is_listed_until_it_is_ended(store: Store, server: RedisServer) -> None:
     assert await store.open(ME, "s-1", ["a"], State.RUNNING, data=b"{}")
     assert not await store.open(OTHER, "s-1", ["a"], State.RUNNING, data=b"{}")
-    assert await store.streams() == ["s-1"]
+    assert await store.left_streams() == []
+    async with Store(server.url, node_id="n1") as later_life:
+        assert await later_life.left_streams() == ["s-1"]
     assert await store.claim("a", 5) == ([], "0-0")
     assert await store.end("s-1", State.SUCCEEDED, output("a")) is State.RUNNING
-    assert await store.streams() == []
+    async with Store(server.url, node_id="n1") as later_life:
+        assert await later_life.left_streams() == []
     assert await store.ids(ME.id, pending=False) == ["s-1"]
 
 
@@ -290,7 +248,7 @@ async def test_a_claim_made_when_told_travels_in_the_same_round_trip(store: Stor
 async def test_calls_of_one_moment_share_a_round_trip(store: Store) -> None:
     await submitted(store, "a")
     before = store.round_trips
-    await asyncio.gather(*(store.submit(ME, [request("a")]) for _ in range(100)))
+    await asyncio.gather(*(accept(store, [request("a")]) for _ in range(100)))
     assert store.round_trips - before <= 2
 
 
@@ -298,7 +256,7 @@ async def test_a_waiter_returns_when_another_process_queues(store: Store, neighb
     _, tail = await store.claim("a", 1)
     waiter = store.waiter("a")
     waiting = asyncio.create_task(waiter.wait(tail, 30))
-    await neighbour.submit(ME, [request("a")])
+    await accept(neighbour, [request("a")])
     async with asyncio.timeout(10):
         await waiting
     await waiter.close()
@@ -307,16 +265,16 @@ async def test_a_waiter_returns_when_another_process_queues(store: Store, neighb
 async def test_no_answer_is_an_error_within_the_time_limit(tmp_path: Path) -> None:
     with RedisServer("valkey", tmp_path) as mine:
         async with Store(mine.url, node_id="n1", timeout_s=0.3) as frozen:
-            await frozen.submit(ME, [request("a")])
+            await accept(frozen, [request("a")])
             mine.process.send_signal(19)  # SIGSTOP
             began = asyncio.get_running_loop().time()
             outcomes = await asyncio.gather(
-                *(frozen.submit(ME, [request("a")]) for _ in range(20)), return_exceptions=True
+                *(accept(frozen, [request("a")]) for _ in range(20)), return_exceptions=True
             )
             assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
             assert asyncio.get_running_loop().time() - began < 1.5
             mine.process.send_signal(18)  # SIGCONT
-            (job_id,) = await frozen.submit(ME, [request("a")])
+            (job_id,) = await accept(frozen, [request("a")])
             assert await state_of(frozen, job_id) is State.QUEUED
 
 

@@ -10,7 +10,7 @@ local function one(keys, args)
     'out', 'error', 'failed_in')
   if not known[1] then return {} end
   if args[1] == '1' then
-    for i = 1, known[4] do known[10 + i] = redis.call('HGET', keys[1], 'o' .. string.format('%d', i - 1)) end
+    for i = 1, tonumber(known[4]) or 0 do known[10 + i] = redis.call('HGET', keys[1], 'o' .. string.format('%d', i - 1)) end
   end
   return known
 end

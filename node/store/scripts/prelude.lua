@@ -1,3 +1,65 @@
--- Stands before every script: the time of the store, Unix seconds with six decimals. `now` is set for each operation.
+-- Stands before every script, after `PREFIX`, which all keys begin with: the time of the store, and what several scripts do.
+-- Keys that a script meets only while it runs (of a caller, of a lane's entries) are named here as `keys.py` names them.
+
+-- Unix seconds with six decimals; set anew for each operation.
 local time = redis.call('TIME')
 local now
+
+local function job_key(id) return PREFIX .. 'job:' .. id end
+local function lane_key(container) return PREFIX .. 'lane:' .. container end
+
+-- A flat list of names and values as a table.
+local function named(list)
+  local values = {}
+  for i = 1, #list, 2 do values[list[i]] = list[i + 1] end
+  return values
+end
+
+-- The container of a step; nothing when the record is broken.
+local function container_of(containers, step)
+  local fine, chain = pcall(cjson.decode, containers)
+  if not fine or type(chain) ~= 'table' then return nil end
+  local container = chain[(tonumber(step) or -1) + 1]
+  return type(container) == 'string' and container or nil
+end
+
+-- Call with the lane's group; it is made, from the lane's first entry on, where it is missing.
+local function grouped(lane, ...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err and string.find(reply.err, 'NOGROUP', 1, true) then
+    redis.call('XGROUP', 'CREATE', lane, 'nodes', '0', 'MKSTREAM')
+    reply = redis.pcall(...)
+  end
+  if type(reply) == 'table' and reply.err then error(reply) end
+  return reply
+end
+
+-- Put a step at the end of its lane; the job's record is told the entry by the caller.
+local function enqueue(id, container, step)
+  return redis.call('XADD', lane_key(container), '*', 'j', id, 's', step)
+end
+
+-- Take an entry out of its lane, whether it waits or runs.
+local function dequeue(lane, entry)
+  redis.pcall('XACK', lane, 'nodes', entry)
+  redis.pcall('XDEL', lane, entry)
+end
+
+-- Hold a running step for a consumer: its lease begins now. What was lost of the lease, or of the entry, is made again.
+local function hold(id, lane, step, entry, consumer)
+  local held = grouped(lane, 'XCLAIM', lane, 'nodes', consumer, '0', entry, 'FORCE', 'JUSTID')
+  if #held > 0 then return end
+  local fresh = redis.call('XADD', lane, '*', 'j', id, 's', step)
+  redis.call('XCLAIM', lane, 'nodes', consumer, '0', fresh, 'FORCE', 'JUSTID')
+  redis.call('HSET', job_key(id), 'entry', fresh)
+end
+
+-- End a job: out of the indexes of live jobs, into those of ended ones. Then: fields and values to record.
+local function conclude(id, state, caller, created, ...)
+  redis.call('HSET', job_key(id), 'state', state, 'ended', now, ...)
+  redis.call('HDEL', job_key(id), 'entry')
+  redis.call('ZREM', PREFIX .. 'live', id)
+  redis.call('ZREM', PREFIX .. 'pending:' .. caller, id)
+  redis.call('ZADD', PREFIX .. 'finished:' .. caller, created, id)
+  redis.call('ZADD', PREFIX .. 'ended:' .. state, now, id)
+end

@@ -1,0 +1,179 @@
+"""Between the values of the job model and what the scripts take and give; see the heads of the scripts."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from node.errors import RateLimited, Refusal, Unavailable
+from node.jobs import Caller, Claim, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
+from node.store import keys
+from node.store.commit import Operation
+
+FULL_RETRY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What a look did to a live job: `queued` (its entry was lost), `held` (its lease was), `failed` or `forgotten`."""
+
+    job_id: str
+    change: str
+    reason: str
+
+
+class BrokenRecord(Exception):
+    """A job's record was damaged from outside; the job cannot go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What a submit may fill.
+
+    lanes: most steps that wait or run, per container; lane: for those not named. pending: most live jobs of a caller.
+    look_s: how often the janitor looks at a live job. remembered_s: how long idempotency keys are.
+    """
+
+    lanes: Mapping[str, int] = field(default_factory=dict)
+    lane: int = 1_000_000
+    pending: int = 100_000
+    look_s: float = 60
+    remembered_s: int = 86_400
+
+
+def submission(job_id: str, caller: Caller, request: JobRequest, bounds: Bounds, once: str) -> Operation:
+    """The operation of `submit.lua`. once: the key of the record that makes it be accepted only once, if any."""
+    containers = msgspec.json.encode(request.containers)
+    first = request.containers[0]
+    job = keys.job(job_id)
+    return (
+        (job, keys.lane(first), once or job),
+        (
+            job_id,
+            caller.id,
+            containers,
+            request.data,
+            "1" if request.requires_proof else "",
+            bounds.lanes.get(first, bounds.lane),
+            bounds.pending,
+            min(bounds.look_s, request.queue_timeout_s or bounds.look_s, request.timeout_s or bounds.look_s),
+            request.queue_timeout_s or "",
+            request.timeout_s or "",
+            bounds.remembered_s if once else "",
+        ),
+    )
+
+
+def accepted(job_id: str, caller: Caller, request: JobRequest, bounds: Bounds, reply: Any) -> str | Refusal:
+    """What `submit.lua` answered: the job's id, or that of the same request before it, or why it was refused."""
+    if reply == 1:
+        return job_id
+    if reply == b"lane full":
+        first = request.containers[0]
+        limit = bounds.lanes.get(first, bounds.lane)
+        return Unavailable("Queue full", retry_after_s=FULL_RETRY_S, container=first, limit=limit)
+    if reply == b"caller full":
+        return RateLimited("Too many jobs at once", retry_after_s=FULL_RETRY_S, limit=bounds.pending)
+    return str(reply.decode())
+
+
+def digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def fingerprint(requests: Iterable[JobRequest]) -> str:
+    """The same for the same requests only."""
+    found = hashlib.sha256()
+    for each in requests:
+        facts = (each.containers, each.requires_proof, each.queue_timeout_s, each.timeout_s, len(each.data))
+        found.update(msgspec.json.encode(facts) + each.data)
+    return found.hexdigest()
+
+
+def state(reply: bytes) -> State | None:
+    return None if reply == b"stale" else State(reply.decode())
+
+
+def claim(
+    entry: bytes,
+    job_id: bytes,
+    caller: bytes,
+    containers: bytes,
+    step: bytes,
+    attempt: bytes,
+    proof: bytes,
+    data: bytes | None,
+) -> Claim:
+    """A row of `claim.lua`. Raises `BrokenRecord`."""
+    try:
+        chain = msgspec.json.decode(containers, type=tuple[str, ...])
+        if data is None or int(step) >= len(chain):
+            raise BrokenRecord
+        return Claim(
+            job_id=job_id.decode(),
+            caller=caller.decode(),
+            containers=chain,
+            step=int(step),
+            attempt=int(attempt),
+            entry=entry.decode(),
+            input=data,
+            requires_proof=bool(proof),
+        )
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        raise BrokenRecord from error
+
+
+def job(
+    job_id: str,
+    caller: bytes,
+    containers: bytes,
+    state: bytes,
+    step: bytes,
+    attempt: bytes,
+    created: bytes,
+    ended: bytes | None,
+    output: bytes | None,
+    error: bytes | None,
+    failed_in: bytes | None,
+    *intermediate: bytes | None,
+) -> Job:
+    """The reply of `get.lua`. Raises `BrokenRecord`."""
+    try:
+        chain = msgspec.json.decode(containers, type=tuple[str, ...])
+        return Job(
+            id=job_id,
+            caller=caller.decode(),
+            containers=chain,
+            state=State(state.decode()),
+            step=int(step),
+            attempt=int(attempt),
+            created_at=float(created),
+            ended_at=float(ended) if ended else None,
+            result=_result(chain, output, error, failed_in),
+            intermediate=tuple(
+                ContainerOutput(container=each, output=raw)
+                for each, raw in zip(chain, intermediate, strict=False)  # the last one's output is the result
+                if raw is not None
+            ),
+        )
+    except (msgspec.DecodeError, ValueError, TypeError, AttributeError) as fault:
+        raise BrokenRecord from fault
+
+
+def _result(
+    chain: tuple[str, ...], output: bytes | None, error: bytes | None, failed_in: bytes | None
+) -> ContainerResult | None:
+    if output is not None:
+        return ContainerOutput(container=chain[-1], output=output)
+    if error is None:
+        return None
+    return ContainerError(container=failed_in.decode() if failed_in else next(iter(chain), ""), error=error.decode())
+
+
+def pairs(flat: list[Any]) -> list[tuple[bytes, Any]]:
+    """`WITHSCORES` as pairs, whichever protocol the connection speaks."""
+    if flat and isinstance(flat[0], (list, tuple)):
+        return [(pair[0], pair[1]) for pair in flat]
+    return list(zip(flat[::2], flat[1::2], strict=True))

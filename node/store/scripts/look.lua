@@ -1,0 +1,102 @@
+#!lua flags=allow-oom
+-- Look at live jobs whose turn it is: end what is overdue or can never run, mend what has lost its entry or its lease.
+-- KEYS  1 live  2 stopped, the channel on which whoever runs a step of the job is told
+-- ARGV  1 how many at most  2 seconds until each is looked at again  3 queue timeout  4 total timeout
+--       5 silence after which a node counts as gone; all in seconds
+-- Reply { how many were looked at, { job id, 'queued' | 'held' | 'failed' | 'forgotten', why }, ... }: what was changed
+-- State queued | running -> failed
+
+local FIELDS = { 'state', 'step', 'entry', 'node', 'attempt', 'caller', 'containers', 'created', 'queue_s', 'total_s' }
+
+-- The record without its payloads; nothing when it is gone.
+local function record(id)
+  local job, values = {}, redis.call('HMGET', job_key(id), unpack(FIELDS))
+  for i, name in ipairs(FIELDS) do job[name] = values[i] end
+  if not job.state then return nil end
+  job.container = container_of(job.containers or '', job.step)
+  job.lane = job.container and lane_key(job.container)
+  job.broken = not (job.caller and tonumber(job.created) and tonumber(job.attempt) and tonumber(job.step))
+    or (job.state == 'queued' and not job.container) or (job.state == 'running' and not job.node)
+    or (job.entry and not (job.container and string.find(job.entry, '^%d+%-%d+$')))
+  return job
+end
+
+local function silent(index, name, gone_s)
+  local seen = redis.call('ZSCORE', PREFIX .. index, name)
+  return not seen or now - seen > gone_s
+end
+
+-- How long a queued job may wait on, in seconds; or why it must end. Its entry is made again if it was lost.
+local function queued(id, job, args)
+  local stored = job.entry and redis.call('XRANGE', job.lane, job.entry, job.entry)
+  if not stored or not stored[1] then
+    job.entry = enqueue(id, job.container, job.step)
+    redis.call('HSET', job_key(id), 'entry', job.entry)
+    job.change = 'queued'
+  end
+  local waited_s = now - string.match(job.entry, '^%d+') / 1000
+  local limit_s, gone_s = math.min(job.queue_s or args[3], args[3]), tonumber(args[5])
+  if waited_s > limit_s then
+    return nil, "container '" .. job.container .. "': waited in its queue for more than " .. limit_s .. ' s'
+  end
+  if waited_s > gone_s and silent('served', job.container, gone_s) then
+    return nil, "container '" .. job.container .. "': no node has had it for " .. gone_s .. ' s (runner.gone_s)'
+  end
+  return limit_s - waited_s
+end
+
+-- The same for a running one: its lease is made again if it was lost.
+local function running(id, job, args)
+  if job.entry then
+    if #grouped(job.lane, 'XPENDING', job.lane, 'nodes', job.entry, job.entry, '1') == 0 then
+      hold(id, job.lane, job.step, job.entry, job.node)
+      job.change = 'held'
+    end
+  elseif job.node ~= '' and silent('nodes', job.node, tonumber(args[5])) then
+    redis.call('SREM', PREFIX .. 'streams:' .. job.node, id)
+    return nil, 'the node stopped while it streamed'
+  end
+  return math.huge
+end
+
+-- Seconds until it is to be looked at again; or why it must end.
+local function looked_at(id, job, args)
+  if job.broken then return nil, 'its record is broken' end
+  local limit_s = math.min(job.total_s or args[4], args[4])
+  local left_s = limit_s - (now - job.created)
+  if left_s < 0 then
+    return nil, 'not done ' .. limit_s .. ' s after it was accepted; it was ' .. job.state .. ' in step ' .. job.step + 1
+  end
+  local step_left_s, words = (job.state == 'queued' and queued or running)(id, job, args)
+  return step_left_s and math.min(args[2], left_s, step_left_s), words
+end
+
+-- End a job, whatever is left of its record.
+local function failed(id, job, words, stopped)
+  if job.entry and job.lane then dequeue(job.lane, job.entry) end
+  conclude(id, 'failed', job.caller or '', tonumber(job.created) or now, 'error', words, 'failed_in', job.container or '')
+  if job.broken then redis.call('ZADD', PREFIX .. 'dead', now, id) end
+  if job.state == 'running' then redis.call('PUBLISH', stopped, id) end
+end
+
+local function one(keys, args)
+  local ids = redis.call('ZRANGEBYSCORE', keys[1], '-inf', now, 'LIMIT', '0', args[1])
+  local reply = { #ids }
+  for _, id in ipairs(ids) do
+    local job = record(id)
+    if not job or (job.state ~= 'queued' and job.state ~= 'running') then
+      redis.call('ZREM', keys[1], id)
+      reply[#reply + 1] = { id, 'forgotten', 'its record is gone, or had ended' }
+    else
+      local again_s, words = looked_at(id, job, args)
+      if again_s then
+        redis.call('ZADD', keys[1], now + again_s + 0.001, id)
+        if job.change then reply[#reply + 1] = { id, job.change, 'its entry or its lease was lost' } end
+      else
+        failed(id, job, words, keys[2])
+        reply[#reply + 1] = { id, 'failed', words }
+      end
+    end
+  end
+  return reply
+end

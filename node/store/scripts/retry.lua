@@ -1,0 +1,30 @@
+-- Start an ended job again from the step that it ended in, as a new job that begins with its finished outputs.
+-- KEYS  1 job  2 new job
+-- ARGV  1 job id  2 new id  3 seconds until the janitor looks at it first
+-- Reply { new id } or { id of the earlier retry }; { 'state', state } when it has not failed or been cancelled;
+--       { 'nothing' } when it is not known, or has no data to run on
+-- State (none) -> queued, of the new job; the old one stays as it is
+local function one(keys, args)
+  local old = named(redis.call('HGETALL', keys[1]))
+  local container = old.data and old.data ~= '' and container_of(old.containers, old.step)
+  if not container then return { 'nothing' } end
+  if old.state ~= 'failed' and old.state ~= 'cancelled' then return { 'state', old.state } end
+  if old.retried_as and redis.call('EXISTS', job_key(old.retried_as)) == 1 then return { old.retried_as } end
+  local fields = { 'state', 'queued', 'created', now, 'attempt', '0', 'retry_of', args[1] }
+  for _, name in ipairs({ 'caller', 'containers', 'data', 'proof', 'step', 'queue_s', 'total_s' }) do
+    if old[name] then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = old[name]
+    end
+  end
+  for i = 0, old.step - 1 do
+    fields[#fields + 1] = 'o' .. string.format('%d', i)
+    fields[#fields + 1] = old['o' .. string.format('%d', i)]
+  end
+  redis.call('HSET', keys[2], 'entry', enqueue(args[2], container, old.step), unpack(fields))
+  redis.call('HSET', keys[1], 'retried_as', args[2])
+  redis.call('ZADD', PREFIX .. 'live', now + args[3], args[2])
+  redis.call('ZADD', PREFIX .. 'pending:' .. old.caller, now, args[2])
+  redis.call('ZREM', PREFIX .. 'dead', args[1])
+  return { args[2] }
+end

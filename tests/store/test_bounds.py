@@ -1,0 +1,158 @@
+"""What is bounded: queues, a caller's jobs, the time that results are kept; and requests that come twice."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+import redis
+
+from node.errors import Mismatch, RateLimited, Unavailable
+from node.jobs import ContainerError, ContainerOutput, State
+from node.store import Bounds, Store
+from tests.store.support import ME, OTHER, accept, claimed, output, request, state_of, submitted
+from tests.support import RedisServer, eventually
+
+KEY = "stoker:{0}:"
+
+
+@pytest.fixture
+async def small(server: RedisServer) -> AsyncIterator[Store]:
+    bounds = Bounds(lanes={"a": 3, "b": 100}, pending=5)
+    async with Store(server.url, node_id="n1", bounds=bounds) as opened:
+        yield opened
+
+
+async def test_a_full_lane_refuses_and_others_accept(small: Store) -> None:
+    answers = await accept(small, [request("a")] * 4 + [request("b")])
+    assert [isinstance(answer, str) for answer in answers] == [True, True, True, False, True]
+    assert isinstance(answers[3], Unavailable)
+    assert (answers[3].message, answers[3].params) == ("Queue full", {"container": "a", "limit": 3})
+    await small.finish(await claimed(small, "a"), output("a"))
+    assert isinstance((await accept(small, [request("a")]))[0], str)
+
+
+async def test_a_chain_goes_on_into_a_full_lane(small: Store) -> None:
+    await accept(small, [request("a")] * 3)
+    job_id = await submitted(small, "b", "a")
+    assert await small.finish(await claimed(small, "b"), output("b")) is State.QUEUED
+    assert await state_of(small, job_id) is State.QUEUED
+
+
+async def test_a_caller_with_too_many_live_jobs_is_refused_and_others_are_not(small: Store) -> None:
+    answers = await accept(small, [request("b")] * 6)
+    assert isinstance(answers[5], RateLimited)
+    assert answers[5].params == {"limit": 5}
+    await submitted(small, "b", caller=OTHER)
+    await small.end(str(answers[0]), State.CANCELLED)
+    await submitted(small, "b")
+
+
+async def test_a_named_request_is_accepted_once_however_often_it_comes(store: Store, neighbour: Store) -> None:
+    answers = await asyncio.gather(*(accept(each, [request("a")], once="k") for each in [store, neighbour] * 25))
+    assert len({answer for (answer,) in answers}) == 1
+    assert await store.pending_count() == 1
+
+
+async def test_the_same_name_with_another_request_is_refused(store: Store) -> None:
+    (first,) = await accept(store, [request("a")], once="k")
+    for other in (request("b"), request("a", data=b'{"x":2}'), request("a", proof=True), request("a", timeout_s=5)):
+        with pytest.raises(Mismatch):
+            await accept(store, [other], once="k")
+    with pytest.raises(Mismatch):
+        await accept(store, [request("a"), request("a")], once="k")
+    assert await accept(store, [request("a")], once="k") == [first]
+    assert await store.pending_count() == 1
+
+
+async def test_a_name_is_its_callers_own(store: Store) -> None:
+    mine = await accept(store, [request("a")], ME, once="k")
+    assert await accept(store, [request("b")], OTHER, once="k") != mine
+
+
+async def test_a_named_batch_is_accepted_once(store: Store) -> None:
+    batch = [request("a", data=b'{"i":%d}' % i) for i in range(700)]
+    first = await accept(store, batch, once="k")
+    assert await accept(store, batch, once="k") == first
+    assert len(set(first)) == 700
+    assert await store.pending_count() == 700
+
+
+async def test_what_was_refused_of_a_named_batch_is_accepted_when_it_comes_again(small: Store) -> None:
+    first = await accept(small, [request("a")] * 4, once="k")
+    await small.finish(await claimed(small, "a"), output("a"))
+    again = await accept(small, [request("a")] * 4, once="k")
+    assert again[:3] == first[:3]
+    assert isinstance(again[3], str)
+
+
+async def test_a_name_is_forgotten_in_time(server: RedisServer, raw: redis.Redis) -> None:
+    async with Store(server.url, node_id="n1", bounds=Bounds(remembered_s=1)) as store:
+        (first,) = await accept(store, [request("a")], once="k")
+
+        async def forgotten() -> bool:
+            return (await accept(store, [request("a")], once="k")) != [first]
+
+        await eventually(forgotten, seconds=10)
+
+
+async def test_ended_jobs_are_removed_in_time_from_everywhere_at_once(store: Store, raw: redis.Redis) -> None:
+    good, bad, stopped, live = [await submitted(store, "a") for _ in range(4)]
+    await store.finish(await claimed(store, "a"), output("a"))
+    await store.finish(await claimed(store, "a"), ContainerError(container="a", error="it broke"))
+    await store.end(stopped, State.CANCELLED, dead=True)
+    assert await store.purge(State.SUCCEEDED, 3600) == 0
+    for state, job_id in ((State.SUCCEEDED, good), (State.FAILED, bad), (State.CANCELLED, stopped)):
+        assert await state_of(store, job_id) is state
+        assert await store.purge(state, 0) == 1
+        assert await state_of(store, job_id) is None
+    assert await store.ids(ME.id) == [live]
+    assert sorted(raw.keys()) == sorted(KEY + name for name in (f"job:{live}", "lane:a", "live", f"pending:{ME.id}"))
+
+
+async def test_a_retry_goes_on_from_the_step_that_failed_and_leaves_the_old_job(store: Store) -> None:
+    old = await submitted(store, "a", "b", "c")
+    await store.finish(await claimed(store, "a"), output("a", b'"one"'))
+    error = ContainerError(container="b", error="it broke")
+    await store.finish(await claimed(store, "b"), error)
+    new = str(uuid.uuid4())
+    assert await store.retry(old, new) == new
+    assert await store.retry(old, str(uuid.uuid4())) == new
+    claim = await claimed(store, "b")
+    assert (claim.job_id, claim.input, claim.attempt, claim.step) == (new, b'"one"', 1, 1)
+    await store.finish(claim, output("b", b'"two"'))
+    await store.finish(await claimed(store, "c"), output("c", b'"three"'))
+    before, after = await store.get([old, new], intermediate=True)
+    assert before is not None
+    assert (before.state, before.result) == (State.FAILED, error)
+    assert after is not None
+    assert (after.state, after.result) == (State.SUCCEEDED, output("c", b'"three"'))
+    assert after.intermediate == (
+        ContainerOutput(container="a", output=b'"one"'),
+        ContainerOutput(container="b", output=b'"two"'),
+    )
+
+
+async def test_only_what_failed_or_was_cancelled_is_retried(store: Store) -> None:
+    job_id = await submitted(store, "a")
+    assert await store.retry(job_id, "x") is State.QUEUED
+    claim = await claimed(store, "a")
+    assert await store.retry(job_id, "x") is State.RUNNING
+    await store.finish(claim, output("a"))
+    assert await store.retry(job_id, "x") is State.SUCCEEDED
+    assert await store.retry("nobody", "x") is None
+    await store.open(ME, "r-1", ["a"], State.FAILED, error="reported as failed")
+    assert await store.retry("r-1", "x") is None
+    waiting = await submitted(store, "a")
+    await store.end(waiting, State.CANCELLED)
+    assert await store.retry(waiting, "x") == "x"
+    assert (await claimed(store, "a")).job_id == "x"
+
+
+async def test_a_retried_dead_letter_is_off_the_list(store: Store) -> None:
+    job_id = await submitted(store, "a")
+    await claimed(store, "a")
+    await store.reclaim("a", idle_s=0, max_deliveries=1)
+    assert [job.id for job in await store.dead(10)] == [job_id]
+    await store.retry(job_id, "x")
+    assert await store.dead(10) == []
