@@ -50,6 +50,7 @@ async def test_verbose_info_lists_all_containers_and_how_they_are(caller: Client
         "backend",
         "last_error",
         "log_tail",
+        "loosened",
         "reason",
         "restarts",
         "since",
