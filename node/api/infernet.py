@@ -35,6 +35,7 @@ STATUS = {
 MAX_TIMEOUT_S = 1e9
 MAX_ID_CHARS = 128  # of an id that somebody else chose
 ID_ALONE_S = 0.05  # nothing follows a stream's id sooner: all that infernet-client's first read finds is the id to it
+TURN_BYTES = 64 * 1024  # of a batch, read at one go
 REPORTED = {"running": State.RUNNING, "success": State.SUCCEEDED, "failed": State.FAILED}
 
 
@@ -105,8 +106,8 @@ class Infernet:
         return reply({"id": await self._orchestrator.submit(job, request[CALLER], once=once(request))})
 
     async def submit_batch(self, request: web.Request) -> web.StreamResponse:
-        items = _items(await read_json(request), self._settings.max_batch_items)
-        jobs = [_read(item) for item in items]
+        items = await _items(await read_json(request), self._settings.max_batch_items)
+        jobs = await _read_all(items)
         answers = await self._orchestrator.submit_batch(jobs, request[CALLER], once=once(request))
         return reply([_answer(answer) for answer in answers])
 
@@ -166,14 +167,27 @@ class Infernet:
         return reply(None)
 
 
-def _items(body: bytes, limit: int) -> list[bytes]:
+async def _items(body: bytes, limit: int) -> list[bytes]:
     try:
-        items = payload.split(body, limit)
+        items = await payload.split(body, limit)
     except payload.NotStrict as error:
         raise Rejected("Expected a list", reason=str(error)) from None
     if len(items) > limit:
         raise TooLarge("Batch too large", limit=limit)
     return items
+
+
+async def _read_all(items: list[bytes]) -> list[JobRequest | Refusal]:
+    """Each item as a request, or why it is none. Others have their turns meanwhile."""
+    read: list[JobRequest | Refusal] = []
+    size = 0
+    for item in items:
+        read.append(_read(item))
+        size += len(item)
+        if size > TURN_BYTES:
+            size = 0
+            await asyncio.sleep(0)
+    return read
 
 
 def _read(item: bytes) -> JobRequest | Refusal:

@@ -81,6 +81,7 @@ ROWS = [
     Row("true", b"true"),
     Row("a number", b"1"),
     Row("a text", b'"x"'),
+    Row("511 lists in each other in data", job(b"[" * 511 + b"]" * 511)),
     Row(f"{DEEP} lists in each other", job(b"[" * DEEP + b"]" * DEEP)),
     Row(f"{DEEP} objects in each other", job(b'{"y":' * DEEP + b"1" + b"}" * DEEP)),
     Row(f"{DEEP} lists in each other, alone", b"[" * DEEP + b"]" * DEEP, whole=None),
@@ -125,7 +126,8 @@ ROWS = [
     Row("no content type", GOOD, single=NOT_JSON, whole=NOT_JSON, item=NOT_JSON, content_type=None),
     Row("good: an integer of 78 digits", job(b"1" * 78), single=None, item=None),
     Row("good: 1e-400", job(b"1e-400"), single=None, item=None),
-    Row("good: 900 lists in each other", job(b"[" * 900 + b"]" * 900), single=None, item=None),
+    Row("good: 510 lists in each other in data", job(b"[" * 510 + b"]" * 510), single=None, item=None),
+    Row("good: 900 brackets in a text", job(b'"%b"' % (b"[" * 900)), single=None, item=None),
     Row("good: escapes and a surrogate pair", job(b'"\\u00e9\\ud83d\\ude00\\/"'), single=None, item=None),
     Row("good: white space around", b"\r\n " + GOOD + b"\t\n", single=None, item=None),
 ]
