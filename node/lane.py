@@ -9,6 +9,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -160,7 +161,7 @@ class Lane:
     async def _run(self, claim: Claim) -> None:
         began = time.monotonic()
         try:
-            result = await self._outcome(claim)
+            result = _placed(claim, await self._outcome(claim))
             self._free_slot(claim)  # the next claim travels with this outcome
             state = await insist(lambda: self._store.finish(claim, result))
         except asyncio.CancelledError:
@@ -202,6 +203,13 @@ class Lane:
             container=claim.container,
             attempt=claim.attempt,
         )
+
+
+def _placed(claim: Claim, result: ContainerResult) -> ContainerResult:
+    """An error with its place in the chain, where a container may stand more than once."""
+    if isinstance(result, ContainerOutput) or len(claim.containers) == 1:
+        return result
+    return replace(result, error=f"step {claim.step + 1} of {len(claim.containers)}: {result.error}")
 
 
 def _log_step(claim: Claim, result: ContainerResult, state: State | None, duration_s: float) -> None:

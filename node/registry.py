@@ -137,7 +137,7 @@ class Keeper:
         gone = asyncio.create_task(instance.exited(), name=f"exit-of-{self.spec.id}")
         try:
             async with asyncio.timeout(self.spec.startup_timeout_s):
-                while not await self.service.answers():
+                while not await self._answers_before(gone):
                     if gone.done():
                         raise BackendError(gone.result())
                     await asyncio.sleep(PROBE_START_S)
@@ -146,6 +146,15 @@ class Keeper:
         finally:
             gone.cancel()
         self._become_ready()
+
+    async def _answers_before(self, end: asyncio.Task[str]) -> bool:
+        """Whether it is up. Once it has ended nobody answers, and its address may not even refuse."""
+        probe = asyncio.create_task(self.service.answers(), name=f"probe-{self.spec.id}")
+        try:
+            await asyncio.wait([end, probe], return_when=asyncio.FIRST_COMPLETED)
+            return probe.done() and probe.result()
+        finally:
+            probe.cancel()
 
     def _become_ready(self) -> None:
         self._tell(Phase.READY, f"answers on {self.service.url}")
@@ -195,7 +204,7 @@ class Keeper:
         ended = asyncio.create_task(instance.exited(), name=f"why-{self.spec.id}")
         try:
             async with asyncio.timeout(WHY_S):
-                while not ended.done() and not await self.service.answers():
+                while not await self._answers_before(ended) and not ended.done():
                     await asyncio.wait([ended], timeout=WHY_LOOK_S)
         except TimeoutError:
             pass

@@ -16,7 +16,7 @@ Progress = Callable[[str], None]
 Called in the loop's thread."""
 
 LINE_CHARACTERS = 500
-"""Longest line of `log_tail`; the rest of the line is cut."""
+"""Longest line of `log_tail`; a longer one is cut, and ends with `…`."""
 
 
 class Instance(Protocol):

@@ -6,6 +6,9 @@ from node.backends.contract import LINE_CHARACTERS, Progress
 
 SPACING_S = 1.0
 
+MARK = "…"
+"""Last character of a line that was cut."""
+
 
 class Pace:
     """A `Progress` that passes on at most one line in `SPACING_S`, and never the same line twice running."""
@@ -28,5 +31,10 @@ def tail(output: bytes | bytearray, lines: int) -> list[str]:
     if lines <= 0:
         return []
     kept = output.removesuffix(b"\n").rsplit(b"\n", lines)[-lines:] if output else []
+    return [_cut(line) for line in kept]
+
+
+def _cut(line: bytes | bytearray) -> str:
     # Four bytes are the longest character: cutting before decoding keeps a line of megabytes cheap.
-    return [line[: 4 * LINE_CHARACTERS].decode(errors="replace").rstrip("\r")[:LINE_CHARACTERS] for line in kept]
+    text = line[: 4 * LINE_CHARACTERS + 4].decode(errors="replace").rstrip("\r")
+    return text if len(text) <= LINE_CHARACTERS else text[: LINE_CHARACTERS - 1] + MARK

@@ -26,6 +26,11 @@ def index(**_: str) -> Any:
     return {"greeting": os.environ.get("GREETING", ""), "arguments": sys.argv[1:], "environment": dict(os.environ)}
 
 
+def hand_on(data: Any) -> Any:
+    """Answers this, as input for the next container of a chain."""
+    return data
+
+
 def leave(code: str) -> Any:
     """Ends at once, without an answer."""
     sys.stdout.flush()
@@ -144,7 +149,24 @@ def spin(seconds: str) -> Any:
 
 ACTIONS: dict[str, Callable[..., Any]] = {
     action.__name__: action
-    for action in (index, leave, eat, say, flood, connect, send, look, write, read, threads, heir, sleep, spin, fork)
+    for action in (
+        index,
+        hand_on,
+        leave,
+        eat,
+        say,
+        flood,
+        connect,
+        send,
+        look,
+        write,
+        read,
+        threads,
+        heir,
+        sleep,
+        spin,
+        fork,
+    )
 }
 
 

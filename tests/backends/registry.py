@@ -17,7 +17,11 @@ from tests.backends.grounds import LABEL
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"
+LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+
+
+ARM_PROGRAM = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xb7\x00\x01\x00\x00\x00"
 
 
 class ImageRegistry:
@@ -58,13 +62,16 @@ class ImageRegistry:
         self._server.shutdown()
         self._server.server_close()
 
-    def put(self, *, layer_mib: int) -> None:
-        """Replace the image by a new one."""
-        layer = _layer(os.urandom(layer_mib * 2**20))
+    def put(self, *, layer_mib: int, architecture: str = "amd64", listed: bool = False) -> None:
+        """Replace the image by a new one. `listed`: its name leads to a list with this one architecture.
+
+        It runs a program that no machine here can run: one for ARM, as its header says.
+        """
+        layer = _layer(ARM_PROGRAM + os.urandom(layer_mib * 2**20))
         config = {
-            "architecture": "amd64",
+            "architecture": architecture,
             "os": "linux",
-            "config": {"Labels": dict([LABEL.split("=")])},
+            "config": {"Labels": dict([LABEL.split("=")]), "Cmd": ["/content"]},
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         }
         text = json.dumps(config).encode()
@@ -74,8 +81,17 @@ class ImageRegistry:
             "config": {"mediaType": CONFIG, "size": len(text), "digest": _digest(text)},
             "layers": [{"mediaType": LAYER, "size": len(layer), "digest": _digest(layer)}],
         }
-        self._manifest = json.dumps(manifest).encode()
+        self._manifest, self._kind = json.dumps(manifest).encode(), MANIFEST
         self._blobs = {_digest(text): text, _digest(layer): layer}
+        if listed:
+            entry: dict[str, Any] = {
+                "mediaType": MANIFEST,
+                "size": len(self._manifest),
+                "digest": _digest(self._manifest),
+            }
+            entry["platform"] = {"architecture": architecture, "os": "linux"}
+            everything = {"schemaVersion": 2, "mediaType": LIST, "manifests": [entry]}
+            self._manifest, self._kind = json.dumps(everything).encode(), LIST
 
     @property
     def by_digest(self) -> str:
@@ -97,7 +113,7 @@ class ImageRegistry:
         elif request.path == "/v2/":
             self._answer(request, 200, b"{}")
         elif "/stoker/tested/manifests/" in request.path:
-            self._answer(request, 200, self._manifest, MANIFEST)
+            self._answer(request, 200, self._manifest, self._kind)
         elif (blob := self._blobs.get(request.path.rpartition("/")[2])) is not None:
             self._answer(request, 200, blob, "application/octet-stream")
         else:
@@ -129,6 +145,7 @@ def _layer(content: bytes) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         entry = tarfile.TarInfo("content")
         entry.size = len(content)
+        entry.mode = 0o755
         archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
 

@@ -15,7 +15,9 @@ from node.backends.output import Pace, tail
         (b"one\r\n\ntwo\n\n", 3, ["", "two", ""]),
         (b"one\n", 0, []),
         (b"\xff\xc3\xa9\n", 1, ["\ufffdé"]),
-        ("é".encode() * 2 * LINE_CHARACTERS, 1, ["é" * LINE_CHARACTERS]),
+        ("é".encode() * LINE_CHARACTERS, 1, ["é" * LINE_CHARACTERS]),
+        ("é".encode() * 2 * LINE_CHARACTERS, 1, ["é" * (LINE_CHARACTERS - 1) + "…"]),
+        ("😀".encode() * (LINE_CHARACTERS + 1), 1, ["😀" * (LINE_CHARACTERS - 1) + "…"]),
     ],
 )
 def test_the_tail_is_the_last_lines(output: bytes, lines: int, expected: list[str]) -> None:

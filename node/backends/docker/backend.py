@@ -52,6 +52,7 @@ class DockerBackend:
         self._networks = Networks(self._engine, self._mark, isolation)
         self._watch = Watch(self._engine, self._mark)
         self._cpus = 0
+        self._machine = ""
 
     async def __aenter__(self) -> Self:
         await self._engine.__aenter__()
@@ -110,16 +111,19 @@ class DockerBackend:
         await self._engine.thread(partial(refuse_mounts, spec, self._engine.address))
         await self._found(spec)
         image = await self._images.find(spec, progress)
+        stranger = await self._stranger(image)
+        if stranger:
+            progress(f"container {spec.id}: {stranger}")
         network = await self._network(spec)
         planned = plan(spec, mark=self._mark, image=image, network=network, cpus=await self._processors())
         found = await self._found(spec)
         if found is not None:
             if found["State"]["Running"] and found["Config"]["Labels"].get(HASH) == planned.hash:
                 progress(f"adopting container {planned.name}")
-                return self._instance(spec, found, network)
+                return self._instance(spec, found, network, stranger)
             progress(f"replacing container {planned.name}")
             await _remove(self._engine, found["Id"], spec.stop_grace_s)
-        return self._instance(spec, await self._bring_up(spec, planned, progress), network)
+        return self._instance(spec, await self._bring_up(spec, planned, progress), network, stranger)
 
     async def _network(self, spec: ContainerSpec) -> Network:
         if spec.hardening.host_network:
@@ -140,6 +144,14 @@ class DockerBackend:
                 retry=False,
             )
         return found
+
+    async def _stranger(self, image: str) -> str:
+        """That the image is for another kind of machine than the engine's, which may work there by emulation only."""
+        if not self._machine:
+            self._machine = (await self._engine.call(lambda client: client.version()))["Arch"]
+        made_for = (await self._engine.call(lambda client: client.inspect_image(image))).get("Architecture")
+        differs = made_for and made_for != self._machine
+        return f"its image is for {made_for}, and this machine is {self._machine}" if differs else ""
 
     async def _processors(self) -> int:
         if not self._cpus:
@@ -162,7 +174,9 @@ class DockerBackend:
             progress(f"container {planned.name}: {warning}")
         return found
 
-    def _instance(self, spec: ContainerSpec, found: dict[str, Any], network: Network) -> "DockerInstance":
+    def _instance(
+        self, spec: ContainerSpec, found: dict[str, Any], network: Network, stranger: str
+    ) -> "DockerInstance":
         container = found["Id"]
         return DockerInstance(
             engine=self._engine,
@@ -170,6 +184,7 @@ class DockerBackend:
             container=container,
             url=_url(found["NetworkSettings"], network),
             loosened=partial(self._loosened, spec),
+            stranger=stranger,
         )
 
     def _loosened(self, spec: ContainerSpec) -> tuple[str, ...]:
@@ -181,13 +196,21 @@ class DockerInstance:
     """A running container, by its engine id: one that was made anew under the same name is another instance."""
 
     def __init__(
-        self, *, engine: Engine, watch: Watch, container: str, url: str, loosened: Callable[[], tuple[str, ...]]
+        self,
+        *,
+        engine: Engine,
+        watch: Watch,
+        container: str,
+        url: str,
+        loosened: Callable[[], tuple[str, ...]],
+        stranger: str,
     ) -> None:
         self._engine = engine
         self._watch = watch
         self._container = container
         self._url = url
         self._loosened = loosened
+        self._stranger = stranger
         self._exit = watch.add(container)
 
     @property
@@ -199,7 +222,8 @@ class DockerInstance:
         return self._loosened()
 
     async def exited(self) -> str:
-        return await asyncio.shield(self._exit)
+        reason = await asyncio.shield(self._exit)
+        return f"{reason}: {self._stranger}" if self._stranger else reason
 
     async def log_tail(self, lines: int) -> list[str]:
         if lines <= 0:
