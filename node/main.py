@@ -32,6 +32,7 @@ from node.registry import Registry
 from node.runner import Runner
 from node.store import Bounds, Store
 from node.store.embedded import Embedded
+from node.store.inspector import Inspector
 from node.store.place import external, held
 
 logger = structlog.get_logger()
@@ -62,8 +63,16 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
     stop = _stop_on_signals()
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(await _store(config, data_dir, node_id, metrics, stack))
+        full: Callable[[], str] = str  # with a server of its own the node sees how full its disk is
+        if config.redis is None:
+            embedded = await stack.enter_async_context(Embedded(data_dir, config.embedded))
+            full = embedded.full
+            store = Store(embedded.url, node_id=node_id, bounds=_bounds(config), metrics=metrics)
+        else:
+            store = external(config.redis, node_id=node_id, bounds=_bounds(config), metrics=metrics)
+        await stack.enter_async_context(store)
         await _refuse_open_door(store, config.server)
+        inspector = await stack.enter_async_context(Inspector(store))
         choose = await _backends(config, data_dir, node_id, stack)
         registry = Registry(config, choose)
         runner = Runner(registry, store, config.runner, metrics)
@@ -73,6 +82,8 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
             guardian=Guardian(specs, max_chain=config.server.max_chain),
             registry=registry,
             runner=runner,
+            inspector=inspector,
+            full=full,
         )
         await stack.enter_async_context(registry)
         store.access.remember(data_dir / "keyed")
@@ -94,17 +105,13 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
     logger.info("node_stopped")
 
 
-async def _store(config: Config, data_dir: Path, node_id: str, metrics: Metrics, stack: AsyncExitStack) -> Store:
-    bounds = Bounds(
+def _bounds(config: Config) -> Bounds:
+    return Bounds(
         lanes={spec.id: spec.max_queued for spec in config.containers},
         pending=config.server.max_pending,
         look_s=config.runner.check_s,
         remembered_s=config.server.idempotency_s,
     )
-    if config.redis is None:
-        embedded = await stack.enter_async_context(Embedded(data_dir, config.embedded))
-        return Store(embedded.url, node_id=node_id, bounds=bounds, metrics=metrics)
-    return external(config.redis, node_id=node_id, bounds=bounds, metrics=metrics)
 
 
 async def _refuse_open_door(store: Store, settings: Server) -> None:

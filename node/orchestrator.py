@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +18,12 @@ from node.registry import Keeper, Registry
 from node.runner import Runner
 from node.service import StepFailed
 from node.store import Store, insist
+from node.store.inspector import Inspector
 
 log = structlog.get_logger()
 
 DRAIN_RETRY_S = 10.0
+FULL_RETRY_S = 10.0
 CANCELLED = "cancelled: by request"
 SHUTTING_DOWN = "the node is shutting down"
 RECOVERING = "recovering: what an earlier life of this node left is put right first"
@@ -37,11 +39,23 @@ class Readiness:
 
 
 class Orchestrator:
-    def __init__(self, *, store: Store, guardian: Guardian, registry: Registry, runner: Runner) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        guardian: Guardian,
+        registry: Registry,
+        runner: Runner,
+        inspector: Inspector,
+        full: Callable[[], str],
+    ) -> None:
+        """full: why there is no room for another job, in words, else ''."""
         self._store = store
         self._guardian = guardian
         self._registry = registry
         self._runner = runner
+        self._inspector = inspector
+        self._full = full
         self._draining = False
         self._recovering = True
         self._served = not registry.keepers  # a container was ready, or there is none
@@ -74,7 +88,7 @@ class Orchestrator:
         self, items: Sequence[JobRequest | Refusal], caller: Caller, *, once: str = ""
     ) -> list[str | Refusal]:
         """Accept the good ones of a batch: in its place each one's id, or why it was refused."""
-        self._refuse_when_draining()
+        self._refuse_when_closed()
         checked = [item if isinstance(item, Refusal) else self._checked(item, caller) for item in items]
         good = [item for item in checked if isinstance(item, JobRequest)]
         answers = iter(await self._accept(good, caller, once) if good else [])
@@ -96,12 +110,14 @@ class Orchestrator:
         return request
 
     def _admit(self, request: JobRequest, caller: Caller) -> None:
-        self._refuse_when_draining()
+        self._refuse_when_closed()
         self._guardian.admit(request, caller)
 
-    def _refuse_when_draining(self) -> None:
+    def _refuse_when_closed(self) -> None:
         if self._draining:
             raise Unavailable(SHUTTING_DOWN.capitalize(), retry_after_s=DRAIN_RETRY_S)
+        if reason := self._full():
+            raise Unavailable("The job store is full", retry_after_s=FULL_RETRY_S, reason=reason)
 
     async def jobs(self, job_ids: Sequence[str], caller: Caller, *, intermediate: bool = False) -> list[Job]:
         """Those of these ids that the caller may see, in the order asked; unknown ones, and another's, are left out."""
@@ -221,7 +237,7 @@ class Orchestrator:
 
     async def check(self) -> None:
         """Can this node accept jobs now? Raises `Unavailable` with the reason."""
-        self._refuse_when_draining()
+        self._refuse_when_closed()
         await self._store.ping()
 
     async def readiness(self) -> Readiness:
@@ -239,7 +255,9 @@ class Orchestrator:
             reasons.append(RECOVERING)
         if not self._served:
             reasons.append(f"no container is ready yet: {len(down)} of {len(self.keepers)} are not")
-        return Readiness(reasons=tuple(reasons), warnings=tuple(down))
+        wrong = [str(finding) for finding in self._inspector.wrong]
+        wrong += [f"disk: {full}"] if (full := self._full()) else []
+        return Readiness(reasons=tuple(reasons), warnings=(*down, *wrong))
 
     async def _store_trouble(self) -> str:
         try:

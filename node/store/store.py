@@ -25,6 +25,7 @@ from node.store.access import Access
 from node.store.commit import Commit, script, unavailable
 from node.store.limit import Limit
 from node.store.records import Bounds, BrokenRecord, Change
+from node.store.server import Facts, facts
 from node.store.waiter import Waiter
 
 log = structlog.get_logger()
@@ -105,6 +106,14 @@ class Store:
     def limit(self, settings: RateLimit) -> Limit:
         """The windows of the rate limit, on connections of their own."""
         return Limit(self._connect(), settings, self._timeout_s)
+
+    async def facts(self) -> Facts:
+        """What the server says of itself."""
+        return await facts(self._commit.call)
+
+    def on_return(self, told: Callable[[], None]) -> None:
+        """Have `told` called when the server answers for the first time, or again after it was away."""
+        self._commit.on_return.append(told)
 
     # What doors ask for
 
