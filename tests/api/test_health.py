@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from node import __version__
-from tests.support import Echo, Node, RedisServer, eventually, free_port
+from tests.support import Echo, Node, RedisServer, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -67,7 +67,7 @@ async def is_ready(node: Node) -> bool:
 
 
 async def test_a_node_is_not_ready_before_a_container_was(tmp_path: Path, echo: Echo) -> None:
-    gone = {"id": "gone", "url": f"http://127.0.0.1:{free_port()}"}
+    gone = {"id": "gone", "url": "http://127.0.0.1:1"}  # nobody takes that port meanwhile
     async with Node(tmp_path, [gone], down=("gone",)) as node:
         unready = await node.get("/health/ready", status=503)
         assert unready["reasons"] == ["no container is ready yet: 1 of 1 are not"]
