@@ -49,6 +49,15 @@ async def eventually(what: Any, *, seconds: float = READY_S, message: str = "the
     return answer
 
 
+async def in_flight(echo: "Echo", key: str, calls: int = 1) -> None:
+    """Wait until the service was called so often with that key."""
+
+    async def called() -> bool:
+        return echo.counts()["calls"].get(key, 0) >= calls
+
+    await eventually(called, message=f"call {calls} with {key!r}")
+
+
 def stoker(
     *arguments: str, cwd: Path | None = None, seconds: float = READY_S, **environment: str
 ) -> subprocess.CompletedProcess[str]:

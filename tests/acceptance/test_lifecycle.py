@@ -9,16 +9,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.support import Echo, Node, RedisServer, eventually, stoker
+from tests.support import Echo, Node, RedisServer, eventually, in_flight, stoker
 
 pytestmark = pytest.mark.acceptance
-
-
-async def in_flight(echo: Echo, key: str) -> None:
-    async def called() -> bool:
-        return key in echo.counts()["calls"]
-
-    await eventually(called, message="the call")
 
 
 async def drained(node: Node) -> None:
