@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from node.config.checks import check, warnings
-from node.config.faults import Fault, Faults, Loc, kind, masked, path, quoted, walk
+from node.config.faults import Fault, Faults, Loc, is_secret, kind, masked, path, quoted, walk
 from node.config.models import Config
 from node.config.schema import expected, sections
 from node.config.syntax import Tree, expand, parse, repeated
@@ -67,6 +67,7 @@ def _load(file: Path, overrides: Mapping[str, Any], environ: Mapping[str, str]) 
     _override(tree, overrides)
     tree = expand(tree, environ, faults)
     _drop_nulls(tree)
+    exposed += _exposed_beside(tree, file.parent)
     _fetch_secrets(tree, file.parent, faults)
     notes = [*warnings(tree), *exposed]
     config = _validate(tree, file.parent, faults)
@@ -78,12 +79,30 @@ def _load(file: Path, overrides: Mapping[str, Any], environ: Mapping[str, str]) 
 
 def _exposed(tree: Tree, file: Path) -> Iterator[str]:
     """A warning when the file spells secrets out and everybody on the machine may read it."""
-    if not file.stat().st_mode & stat.S_IROTH:
+    if not _readable_by_all(file):
         return
     texts = [(loc, value) for loc, value in walk(tree) if isinstance(value, str) and "${" not in value]
     secrets = [path(loc) for loc, value in texts if masked(value, str(loc[-1])) != value]
     if secrets:
         yield f"everybody on this machine may read it, and it holds secrets ({', '.join(secrets)}): chmod 600 is better"
+
+
+def _exposed_beside(tree: Tree, folder: Path) -> Iterator[str]:
+    """The same for the files that hold a secret each. Certificates and the like are no secrets."""
+    for model, section, loc in sections(tree):
+        for key in model.model_fields:
+            name, file = key.removesuffix("_file"), section.get(key)
+            if name == key or not isinstance(file, str) or not (name in model.model_fields or is_secret(name)):
+                continue
+            if _readable_by_all(folder / file):
+                yield f"{path((*loc, key))}: everybody on this machine may read {folder / file}: chmod 600 is better"
+
+
+def _readable_by_all(file: Path) -> bool:
+    try:
+        return bool(file.stat().st_mode & stat.S_IROTH)
+    except (OSError, ValueError):  # told where it is read
+        return False
 
 
 def _override(tree: Tree, overrides: Mapping[str, Any]) -> None:
