@@ -131,6 +131,8 @@ ROUTES = [
     ("POST", "/api/jobs/batch"),
     ("POST", "/api/jobs/stream"),
     ("DELETE", f"/api/jobs/{UNKNOWN}"),
+    ("POST", f"/api/jobs/{UNKNOWN}/retry"),
+    ("GET", "/api/dead"),
     ("PUT", "/api/status"),
     ("OPTIONS", "/api/jobs"),
     ("PATCH", "/api/jobs"),
@@ -226,6 +228,8 @@ async def test_missing_wrong_revoked_and_expired_keys_are_told_alike_and_as_fast
         ("POST", "/api/jobs/batch", Role.SUBMIT),
         ("POST", "/api/jobs/stream", Role.SUBMIT),
         ("DELETE", f"/api/jobs/{UNKNOWN}", Role.SUBMIT),
+        ("POST", f"/api/jobs/{UNKNOWN}/retry", Role.SUBMIT),
+        ("GET", "/api/dead", Role.READ),
         ("GET", "/info?verbose=true", Role.ADMIN),
         ("GET", "/metrics", Role.ADMIN),
         ("HEAD", "/metrics", Role.ADMIN),
@@ -269,9 +273,10 @@ async def test_another_ones_job_is_as_an_unknown_one(shop: Keyed, rival: Keyed, 
         answer = await rival.ask("GET", path)
         unknown = await rival.ask("GET", path.replace(running, UNKNOWN))
         assert (answer.status, answer.body.replace(running.encode(), UNKNOWN.encode())) == (404, unknown.body)
-    answer = await rival.ask("DELETE", f"/api/jobs/{running}")
-    unknown = await rival.ask("DELETE", f"/api/jobs/{UNKNOWN}")
-    assert (answer.status, answer.body.replace(running.encode(), UNKNOWN.encode())) == (404, unknown.body)
+    for method, path in (("DELETE", "/api/jobs/{}"), ("POST", "/api/jobs/{}/retry")):
+        answer = await rival.ask(method, path.format(running))
+        unknown = await rival.ask(method, path.format(UNKNOWN))
+        assert (answer.status, answer.body.replace(running.encode(), UNKNOWN.encode())) == (404, unknown.body)
     for path in ("/api/jobs", "/api/jobs?pending=true", "/api/jobs?pending=false"):
         assert running not in await rival.get(path)
     assert (await shop.job(running))["status"] == "running"
