@@ -50,7 +50,7 @@ def serve(loaded: Loaded, announce: Announce) -> None:
     """
     config = loaded.config
     data_dir = config.data_dir.absolute()
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _only_node(data_dir):
         node_id = config.node_id or _kept_id(data_dir)
         log.set_up(config.log, node_id=node_id)
@@ -133,7 +133,7 @@ async def _backends(
     config: Config, data_dir: Path, node_id: str, stack: AsyncExitStack
 ) -> Callable[[ContainerSpec], tuple[str, Backend]]:
     """Which backend keeps a container running. `auto` is Docker when its engine answers now, else a local process."""
-    remote = await stack.enter_async_context(RemoteBackend(host=_service_host()))
+    remote = await stack.enter_async_context(RemoteBackend(host=service_host()))
     process = await stack.enter_async_context(ProcessBackend(data_dir=data_dir))
     docker = await stack.enter_async_context(
         DockerBackend(node_id=node_id, registry=config.docker, isolation=config.docker_isolation)
@@ -143,7 +143,7 @@ async def _backends(
         BackendName.PROCESS: process,
         BackendName.DOCKER: docker,
     }
-    wanted = {spec.id: _named(spec, config) for spec in config.containers}
+    wanted = {spec.id: backend_of(spec, config) for spec in config.containers}
     if BackendName.AUTO in wanted.values():
         chosen = await _docker_or_process(docker)
         wanted = {container: chosen if name is BackendName.AUTO else name for container, name in wanted.items()}
@@ -152,7 +152,8 @@ async def _backends(
     return lambda spec: (wanted[spec.id].value, backends[wanted[spec.id]])
 
 
-def _named(spec: ContainerSpec, config: Config) -> BackendName:
+def backend_of(spec: ContainerSpec, config: Config) -> BackendName:
+    """How the configuration wants a container kept running; `AUTO` is for the machine to decide."""
     if spec.url or not config.manage_containers:
         return BackendName.REMOTE
     return BackendName(config.backend) if spec.backend is BackendName.AUTO else spec.backend
@@ -178,7 +179,7 @@ async def _docker_or_process(docker: DockerBackend) -> BackendName:
     return BackendName.DOCKER
 
 
-def _service_host() -> str:
+def service_host() -> str:
     """Where containers that somebody else runs are reached; Infernet's own image sets RUNTIME."""
     return "host.docker.internal" if os.environ.get("RUNTIME") == "docker" else "127.0.0.1"
 

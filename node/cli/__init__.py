@@ -70,6 +70,17 @@ def serve(
 
 
 @app.command()
+def doctor(
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look at everything that a node needs, and say what is wrong and what to do. Changes nothing."""
+    from node.cli.doctor import run as run_doctor
+
+    raise typer.Exit(run_doctor(config, as_json=as_json))
+
+
+@app.command()
 def demo(
     config: Annotated[Path, typer.Option("--config", "-c", help="Its containers are the chain.")] = Path(
         "containers/demo.json"

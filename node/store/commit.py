@@ -7,6 +7,7 @@ script call: its Lua file says what one operation does, and `each.lua` repeats i
 
 import asyncio
 import hashlib
+import os
 import re
 import time
 from collections import deque
@@ -29,7 +30,9 @@ log = structlog.get_logger()
 MAX_OPERATIONS = 500  # of one script call: the server does nothing else while it runs
 MAX_BYTES = 8 * 1024 * 1024  # of one round trip; a single larger operation travels alone
 
-_CONNECTING = re.compile(r"Error -?\d+ connecting to (?P<address>\S+)\. (?P<reason>.+?)\.?")  # as redis-py says it
+_CONNECTING = re.compile(
+    r"Error (?P<number>-?\d+) connecting to (?P<address>\S+)\. (?P<reason>.+?)\.?"
+)  # as redis-py says it
 
 Operation = tuple[tuple[str, ...], tuple[Any, ...]]
 """Keys and arguments, as the head of the script says."""
@@ -263,5 +266,6 @@ def _told(error: Exception) -> str:
     if isinstance(error, TimeoutError | exceptions.TimeoutError):
         return "no answer in time"
     if refused := _CONNECTING.fullmatch(str(error)):
-        return f"{refused['reason'].lower()} {refused['address']}"
+        number = int(refused["number"])  # the loops word it differently
+        return f"{os.strerror(number) if number > 0 else refused['reason']} {refused['address']}".lower()
     return str(error) or type(error).__name__

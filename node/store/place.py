@@ -50,7 +50,7 @@ async def reached(config: Config) -> AsyncIterator[Store]:
             await store.ping()
         else:
             data_dir = config.data_dir.absolute()
-            data_dir.mkdir(parents=True, exist_ok=True)
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             store = await _own(config, data_dir, stack)
         yield store
 

@@ -213,6 +213,27 @@ async def test_out_of_memory_new_jobs_are_refused_and_running_ones_finish(
     assert (await node.run(["a", "b"], {}))["status"] == "success"
 
 
+async def test_unsafe_settings_are_told_at_the_start_and_when_the_server_is_back(tmp_path: Path, echo: Echo) -> None:
+    """The node runs all the same: it is the operator's to choose."""
+    server = RedisServer("valkey", tmp_path / "redis", "--maxmemory-policy", "allkeys-lru")
+    with server:
+        async with Node(tmp_path, echo.containers("a"), redis={"url": server.url}) as node:
+            told = await eventually(lambda: unsafe(node, "eviction"), message="the warning")
+            assert "noeviction" in told["do"]
+            assert any("allkeys-lru" in words for words in (await node.get("/health/ready"))["warnings"])
+            server.kill()
+            server.options = ("--appendonly", "no")
+            await asyncio.to_thread(server.start)
+            await eventually(lambda: unsafe(node, "append-only", "jobs are lost"), message="the new warning")
+            assert [event["check"] for event in node.events("store_safe_again")] == ["eviction"]
+            assert len(node.events("store_unsafe")) == len({event["found"] for event in node.events("store_unsafe")})
+
+
+async def unsafe(node: Node, check: str, words: str = "") -> Any:
+    told = (event for event in node.events("store_unsafe") if event["check"] == check and words in event["found"])
+    return next(told, None)
+
+
 @pytest.mark.mount
 @pytest.mark.parametrize("fsync", ["always", "everysec"])
 async def test_with_a_full_disk_under_the_server_nothing_accepted_is_lost(

@@ -73,7 +73,7 @@ async def test_a_node_is_not_ready_before_a_container_was(tmp_path: Path, echo: 
         assert unready["reasons"] == ["no container is ready yet: 1 of 1 are not"]
         assert unready["warnings"][0].startswith("container gone: ")
     async with Node(tmp_path, [gone, *echo.containers("a")], down=("gone",)) as node:
-        assert await is_ready(node)
+        await eventually(lambda: is_ready(node), message="readiness")
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics"])

@@ -84,6 +84,10 @@ class DockerBackend:
         except APIError as error:
             raise BackendError(f"the Docker engine at {self._engine.address} is no use: {words(error)}") from error
 
+    async def has(self, image: str) -> bool:
+        """Whether the image is on this machine."""
+        return bool(await self._images.local(image))
+
     @property
     def open_because(self) -> str:
         """Nothing while containers are cut off from this host by rules, else why they are not, in words."""

@@ -57,12 +57,12 @@ class Images:
         if not spec.image:
             raise BackendError(f"container {spec.id}: set `image` or `build`", retry=False)
         async with self._locks[spec.image]:
-            known = await self._local(self._pulled.get(spec.image, ""))
+            known = await self.local(self._pulled.get(spec.image, ""))
             if not known:
                 known = self._pulled[spec.image] = await self._fetch(spec.image, progress)
             return known
 
-    async def _local(self, image: str) -> str:
+    async def local(self, image: str) -> str:
         """Its id, or nothing if it is not on this machine."""
         if not image:
             return ""
@@ -74,7 +74,7 @@ class Images:
             raise BackendError(words(error), retry=error.status_code != HTTPStatus.BAD_REQUEST) from error
 
     async def _fetch(self, image: str, progress: Progress) -> str:
-        local = await self._local(image)
+        local = await self.local(image)
         if local and "@" in image:
             return local
         progress(f"pulling image {image}")
@@ -85,7 +85,7 @@ class Images:
             if not local:
                 raise _missing(image, reason) from error
             progress(f"using the image {image} of this machine, for it cannot be pulled: {reason}")
-        return await self._local(image)
+        return await self.local(image)
 
     async def _pull(self, image: str, progress: Progress, patience_s: float | None) -> None:
         """Pull it. With `patience_s`, give up when the registry has said nothing by then."""
