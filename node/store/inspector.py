@@ -60,7 +60,7 @@ class Inspector:
             if not any(_same(each, other) for other in self._known):
                 log.warning("store_unsafe", check=each.check, found=each.found, do=each.do)
         for each in self._known - found:
-            if not any(_same(each, other) for other in found):
+            if not any(each.check == other.check for other in found):
                 log.info("store_safe_again", check=each.check, before=each.found)
         self._known = found
 
