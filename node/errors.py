@@ -6,6 +6,9 @@
     └── Refusal                      a request is answered with an error; `code` chooses the HTTP status
         ├── Rejected                 the request itself is wrong
         ├── TooLarge                 a body or a batch is over its limit
+        ├── TooSlow                  the request did not come whole in time
+        ├── UriTooLong               the request's first line is over its limit
+        ├── HeadersTooLarge          a header, or their number, is over its limit
         ├── UnsupportedMedia         the body is not declared as JSON
         ├── Unauthorized             no valid API key came with it
         ├── Forbidden                the caller may not do this
@@ -65,6 +68,18 @@ class Rejected(Refusal):
 
 class TooLarge(Refusal):
     code = "too_large"
+
+
+class TooSlow(Refusal):
+    code = "too_slow"
+
+
+class UriTooLong(Refusal):
+    code = "uri_too_long"
+
+
+class HeadersTooLarge(Refusal):
+    code = "headers_too_large"
 
 
 class UnsupportedMedia(Refusal):

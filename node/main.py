@@ -16,6 +16,7 @@ import structlog
 import uvloop
 
 from node import __version__, log
+from node.api import tls
 from node.api.app import application, serving
 from node.api.identity import Identity
 from node.backends.contract import Backend
@@ -61,6 +62,7 @@ def serve(loaded: Loaded, announce: Announce) -> None:
 
 async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announce) -> None:
     stop = _stop_on_signals()
+    https = tls.context(config.server)
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         full: Callable[[], str] = str  # with a server of its own the node sees how full its disk is
@@ -91,7 +93,7 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
         rate = config.server.rate_limit
         limit = await stack.enter_async_context(store.limit(rate)) if rate else None
         doors = application(orchestrator, config.server, metrics, identity, limit)
-        url = await stack.enter_async_context(serving(doors, config.server))
+        url = await stack.enter_async_context(serving(doors, config.server, https))
         logger.info("node_started", version=__version__, url=url, containers=list(specs))
         announce(url, config)
         janitor = Janitor(store, list(specs), config.runner, config.retention_s, metrics)

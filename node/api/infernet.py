@@ -49,6 +49,7 @@ class Infernet:
     def __init__(self, orchestrator: Orchestrator, settings: Server) -> None:
         self._orchestrator = orchestrator
         self._settings = settings
+        self._streams = 0
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -132,6 +133,16 @@ class Infernet:
         """
         body = await read_json(request)
         job = _job_request(body, delegated="Streaming only supported for OffchainJob requests.")
+        if self._streams >= self._settings.max_streams:
+            limit = self._settings.max_streams
+            raise Unavailable("Too many streams", retry_after_s=1, limit=limit, setting="server.max_streams")
+        self._streams += 1
+        try:
+            return await self._relay(job, request)
+        finally:
+            self._streams -= 1
+
+    async def _relay(self, job: JobRequest, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"Content-Type": "application/octet-stream"} | request[HEADERS])
         async with contextlib.aclosing(self._orchestrator.stream(job, request[CALLER])) as parts:
             try:

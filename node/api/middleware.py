@@ -24,10 +24,13 @@ STATUS = {
     "forbidden": 403,
     "not_found": 404,
     "conflict": 409,
+    "too_slow": 408,
     "too_large": 413,
+    "uri_too_long": 414,
     "unsupported_media": 415,
     "mismatch": 422,
     "rate_limited": 429,
+    "headers_too_large": 431,
     "unavailable": 503,
 }
 REQUEST_ID = "X-Request-ID"
@@ -97,7 +100,7 @@ def guard(identity: Identity, limit: Limit | None) -> Middleware:
         except Refusal as refusal:
             answer = refused(refusal)
         except web.HTTPException as error:
-            answer = _framework_error(request, error)
+            answer = framework_error(request, error)
         except Exception:  # the one place: a fault of ours is told to the log, and to the client only its id
             log.exception("request_failed", method=request.method, path=request.path)
             answer = reply({"error": "Internal error", "params": {"request_id": request_id}}, 500)
@@ -143,7 +146,8 @@ def _request_id(request: web.Request) -> str:
     return given if given and _TOKEN.fullmatch(given) else os.urandom(8).hex()
 
 
-def _framework_error(request: web.Request, error: web.HTTPException) -> web.Response:
+def framework_error(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
+    """What the framework refuses by itself, as JSON."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         if request.method == "OPTIONS":

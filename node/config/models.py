@@ -137,6 +137,29 @@ class Server(Section):
         (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
         description="Networks whose hosts may call `PUT /api/status`.",
     )
+    tls_cert: Path | None = Field(
+        None,
+        description="Certificate, with those between it and the root (PEM); relative to the working directory. "
+        "Then only HTTPS is served, of version 1.2 or later.",
+    )
+    tls_key: Path | None = Field(None, description="Private key of `tls_cert` (PEM, without a password).")
+    allowed_hosts: tuple[Text, ...] | None = Field(
+        None,
+        description="Names by which a caller without a key may ask (the `Host` header), besides `host` and loopback; "
+        '`"*"` for any. When absent: any if other machines can reach the node, else none.',
+    )
+    request_timeout_s: Seconds = Field(
+        10,
+        description="Time for a request to come whole, and for a client to go on reading its answer; a second more "
+        "for each 16 KiB of a body. Then 408 and the end of the connection.",
+    )
+    max_connections: Count = Field(
+        4096,
+        description="Most connections at once; one more is answered 503. The limit of open files may make it less.",
+    )
+    max_streams: Count = Field(
+        1000, description="Most streams at once, waiting ones included; one more is answered 503."
+    )
     max_body_bytes: Bytes = Field(16 * MIB, description="Largest request body; more is answered 413.")
     max_batch_items: Count = Field(10_000, description="Most jobs in one batch; more is answered 413.")
     max_chain: Count = Field(32, description="Most containers in one chain.")

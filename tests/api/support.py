@@ -161,7 +161,7 @@ class Raw:
 
     def send(self, *lines: str, body: bytes = b"") -> None:
         """Write a request: its first line and headers, then the body."""
-        self.writer.write("\r\n".join([*lines, "Host: node", "", ""]).encode("latin-1") + body)
+        self.writer.write("\r\n".join([*lines, "Host: localhost", "", ""]).encode("latin-1") + body)
 
     async def head(self) -> tuple[int, str]:
         """The status and the header block of the answer."""

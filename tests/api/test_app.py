@@ -1,7 +1,9 @@
 """The HTTP server itself: what is no proper HTTP is refused and closed, with bounded memory, and logged in one line."""
 
+import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +12,8 @@ from tests.support import Echo, Node
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-POST = b"POST /api/jobs HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n"
-GET = b"GET /health HTTP/1.1\r\nHost: node\r\n"
+POST = b"POST /api/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 JOB = b'{"containers":["a"],"data":{}}'
 LENGTH = b"Content-Length: %d\r\n" % len(JOB)
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
@@ -31,20 +33,39 @@ SMUGGLING = {
     "a chunk without its end": POST + CHUNKED + b"\r\n2\r\n{}xx0\r\n\r\n",
     "two hosts": GET + b"Host: other\r\n\r\n",
     "no host": b"GET /health HTTP/1.1\r\n\r\n",
-    "bare line feeds": b"GET /health HTTP/1.1\nHost: node\n\n",
-    "a bare line feed in a header": b"GET /health HTTP/1.1\r\nHost: node\r\nX: a\nContent-Length: 5\r\n\r\n",
+    "bare line feeds": b"GET /health HTTP/1.1\nHost: localhost\n\n",
+    "a bare line feed in a header": b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: a\nContent-Length: 5\r\n\r\n",
     "a folded header": GET + b"X: a\r\n b\r\n\r\n",
     "a space before the colon": GET + b"Content-Length : 5\r\n\r\n",
     "a header without a name": GET + b": x\r\n\r\n",
     "a zero byte": GET + b"X: a\0b\r\n\r\n",
-    "another version": b"GET /health HTTP/9.9\r\nHost: node\r\n\r\n",
-    "an unknown method": b"BREW /health HTTP/1.1\r\nHost: node\r\n\r\n",
-    "a byte that is no text in the path": b"GET /\xff HTTP/1.1\r\nHost: node\r\n\r\n",
+    "another version": b"GET /health HTTP/9.9\r\nHost: localhost\r\n\r\n",
+    "an unknown method": b"BREW /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a byte that is no text in the path": b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-    "a header of 20 kB": GET + b"X: " + b"y" * 20_000 + b"\r\n\r\n",
-    "200 headers": GET + b"".join(b"X%d: y\r\n" % number for number in range(200)) + b"\r\n",
-    "a path of 100 kB": b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: node\r\n\r\n",
 }
+TOO_LONG = {
+    "a header of 20 kB": (431, "Header too long", GET + b"X: " + b"y" * 20_000 + b"\r\n\r\n"),
+    "a header name of 20 kB": (431, "Header too long", GET + b"X" * 20_000 + b": y\r\n\r\n"),
+    "200 headers": (431, "Too many headers", GET + b"".join(b"X%d: y\r\n" % number for number in range(200)) + b"\r\n"),
+    "a path of 100 kB": (414, "URI too long", b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "a query of 100 kB": (414, "URI too long", b"GET /?" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+}
+
+
+def refusal(answer: bytes, status: int) -> Any:
+    """The JSON of the only answer of a connection that has ended."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    assert lines[0].split(" ")[0] in ("HTTP/1.0", "HTTP/1.1")
+    assert lines[0].split(" ")[1] == str(status)
+    assert "Content-Type: application/json" in lines
+    assert "Connection: keep-alive" not in lines
+    assert len(answer) < 800
+    assert answer.count(b"\r\nServer: ") == 1
+    value = json.loads(body)
+    assert value.keys() == {"error", "params"}
+    return value
 
 
 @pytest.mark.parametrize("sent", SMUGGLING.values(), ids=SMUGGLING)
@@ -53,11 +74,63 @@ async def test_what_is_no_proper_http_is_400_once_and_the_connection_ends(
 ) -> None:
     async with Raw(node, caller.address) as raw:
         raw.writer.write(sent)
-        answer = await raw.rest()
-    assert answer.split(b" ")[1] == b"400"
-    assert answer.count(b"\r\nServer: ") == 1
-    assert len(answer) < 600
+        answer = refusal(await raw.rest(), 400)
+    assert answer["error"] == "Request unreadable"
+    assert answer["params"]["reason"]
     assert await caller.get("/api/jobs") == []
+
+
+@pytest.mark.parametrize("sent", SMUGGLING.values(), ids=SMUGGLING)
+async def test_nor_does_a_second_request_of_that_kind_reach_anything(caller: Client, node: Node, sent: bytes) -> None:
+    async with Raw(node, caller.address) as raw:
+        raw.send("GET /health HTTP/1.1")
+        assert (await raw.head())[0] == 200
+        await raw.until(b"\n")
+        for byte in sent[:400]:
+            raw.writer.write(bytes([byte]))
+            await asyncio.sleep(0)
+        raw.writer.write(sent[400:] + GET + b"\r\n")
+        answers = await raw.rest()
+    if answers:  # lost where the connection ended before all was sent
+        refusal(answers, 400)
+    assert await caller.get("/api/jobs") == []
+
+
+@pytest.mark.parametrize(("status", "error", "sent"), TOO_LONG.values(), ids=TOO_LONG)
+async def test_what_is_too_long_is_refused_and_the_connection_ends(
+    caller: Client, node: Node, status: int, error: str, sent: bytes
+) -> None:
+    async with Raw(node, caller.address) as raw:
+        raw.writer.write(sent)
+        assert refusal(await raw.rest(), status)["error"] == error
+
+
+@pytest.mark.parametrize("rest", [b"zz\r\n{}\r\n", b"2\r\n{}xx0\r\n\r\n", b"\n\n\n"])
+@pytest.mark.parametrize("path", ["/api/jobs", "/api/jobs/batch", "/api/jobs/stream"])
+async def test_a_body_that_breaks_the_rules_midway_is_answered_at_once(
+    caller: Client, node: Node, path: str, rest: bytes
+) -> None:
+    async with Raw(node, caller.address) as raw:
+        raw.writer.write(POST.replace(b"/api/jobs", path.encode()) + CHUNKED + b"\r\n5\r\n")
+        raw.writer.write(b'{"a":\r\n')
+        await raw.writer.drain()
+        await caller.ask("GET", "/nope")  # the node has read so far
+        raw.writer.write(rest)
+        answer = await raw.rest()
+    assert (answer.split(b" ")[1], json.loads(answer.split(b"\r\n\r\n")[1])["error"]) == (b"400", "Body unreadable")
+    assert answer.count(b"\r\nServer: ") == 1
+    assert await caller.get("/api/jobs") == []
+    assert node.events("server_failed") == []
+
+
+async def test_an_unknown_expectation_is_417_and_the_known_one_is_met(caller: Client, node: Node) -> None:
+    answer = await caller.ask("GET", "/health", Expect="a miracle")
+    assert (answer.status, answer.json["error"]) == (417, "Expectation Failed")
+    async with Raw(node, caller.address) as raw:
+        raw.writer.write(POST + LENGTH + b"Expect: 100-continue\r\n\r\n")
+        assert (await raw.head())[0] == 100
+        raw.writer.write(JOB)
+        assert (await raw.head())[0] == 200
 
 
 async def test_what_is_no_proper_http_is_one_line_in_the_log(caller: Client, node: Node) -> None:

@@ -1,0 +1,59 @@
+"""Keeps web pages of other sites from using this node through the browser of somebody who can reach it.
+
+A page can send requests anywhere, so one that names another site as its origin changes nothing here. And a page's own
+name can be made to point at this node (DNS rebinding), so a node without keys answers to names that are its own only.
+No answer has a CORS header: a page never reads from another site, and a browser asks in vain before it sends JSON.
+"""
+
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from node.api.identity import READING, is_probe, route
+from node.api.middleware import CALLER
+from node.config import Server
+from node.errors import SHOWN_CHARS, Forbidden
+
+SETTING = "server.allowed_hosts"
+
+
+def own_site(settings: Server) -> Middleware:
+    """The middleware, inside of the one that knows the caller."""
+    named = frozenset(name.lower() for name in settings.allowed_hosts or ())
+    any_name = "*" in named or (settings.allowed_hosts is None and settings.reachable)
+    own = named | {settings.host.lower()}
+
+    def is_own(name: str) -> bool:
+        return any_name or name in own or _is_loopback(name)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        host = request.headers.get("Host", "")
+        anonymous = request[CALLER].id == request[CALLER].address
+        if anonymous and not is_own(_name(host)) and not is_probe(route(request)):
+            raise Forbidden("Host not allowed", host=host[:SHOWN_CHARS], setting=SETTING)
+        origin = request.headers.get("Origin")
+        if origin is not None and request.method not in READING:
+            netloc = origin.partition("://")[2].lower()
+            if netloc != host.lower() and _name(netloc) not in named:
+                raise Forbidden("Request from another site", origin=origin[:SHOWN_CHARS], setting=SETTING)
+        return await handler(request)
+
+    return middleware
+
+
+def _name(host: str) -> str:
+    """`Name:80`, `name.` and `[::1]:80` as `name`, `name` and `::1`."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return host
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
