@@ -111,6 +111,7 @@ def _bounds(config: Config) -> Bounds:
     return Bounds(
         lanes={spec.id: spec.max_queued for spec in config.containers},
         pending=config.server.max_pending,
+        share=config.server.fair_share,
         look_s=config.runner.check_s,
         remembered_s=config.server.idempotency_s,
     )

@@ -166,6 +166,9 @@ class Server(Section):
     max_pending: Count = Field(
         100_000, description="Most jobs of one caller that have not ended; a submit beyond is answered 429."
     )
+    fair_share: Natural = Field(
+        100, description="Jobs of one caller that have not ended, from which on its further ones queue behind others'."
+    )
     idempotency_s: Count = Field(86_400, description="How long an `Idempotency-Key` is remembered.")
 
     @property

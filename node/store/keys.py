@@ -26,6 +26,11 @@ def lane(container: str) -> str:
     return f"{PREFIX}lane:{container}"
 
 
+def bulk(container: str) -> str:
+    """Stream like a lane: steps of callers that have more than their share of jobs; taken when the lane leaves room."""
+    return f"{PREFIX}bulk:{container}"
+
+
 def pending(caller: str) -> str:
     """Sorted set: ids of a caller's jobs that are not terminal, by creation time."""
     return f"{PREFIX}pending:{caller}"

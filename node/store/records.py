@@ -33,12 +33,14 @@ class Bounds:
     """What a submit may fill.
 
     lanes: most steps that wait or run, per container; lane: for those not named. pending: most live jobs of a caller.
+    share: live jobs of a caller from which on its further ones queue behind everybody's.
     look_s: how often the janitor looks at a live job. remembered_s: how long idempotency keys are.
     """
 
     lanes: Mapping[str, int] = field(default_factory=dict)
     lane: int = 1_000_000
     pending: int = 100_000
+    share: int = 100
     look_s: float = 60
     remembered_s: int = 86_400
 
@@ -49,7 +51,7 @@ def submission(job_id: str, caller: Caller, request: JobRequest, bounds: Bounds,
     first = request.containers[0]
     job = keys.job(job_id)
     return (
-        (job, keys.lane(first), once or job),
+        (job, keys.lane(first), keys.bulk(first), once or job),
         (
             job_id,
             caller.id,
@@ -62,6 +64,7 @@ def submission(job_id: str, caller: Caller, request: JobRequest, bounds: Bounds,
             request.queue_timeout_s or "",
             request.timeout_s or "",
             bounds.remembered_s if once else "",
+            bounds.share,
         ),
     )
 

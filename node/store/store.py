@@ -259,7 +259,7 @@ class Store:
     async def claim(self, container: str, count: int) -> tuple[list[Claim], str]:
         """Begin up to `count` waiting steps of a lane. With them its tail: "" while there may be more steps,
         else the place to `wait` from."""
-        operation = ((keys.lane(container),), (self._node_id, count))
+        operation = ((keys.lane(container), keys.bulk(container)), (self._node_id, count))
         ((tail, *rows),) = await self._commit.run(CLAIM, [operation])
         claims = []
         for row in rows:
@@ -283,7 +283,7 @@ class Store:
         else:
             kind, value = "output", result.output
         operation = (
-            (keys.job(claim.job_id), keys.lane(claim.container)),
+            (keys.job(claim.job_id),),
             (
                 claim.job_id,
                 claim.caller,
@@ -304,7 +304,7 @@ class Store:
     async def release(self, claim: Claim) -> State | None:
         """Hand a running step back to its lane. The job's state now, or None as in `finish`."""
         operation = (
-            (keys.job(claim.job_id), keys.lane(claim.container)),
+            (keys.job(claim.job_id),),
             (claim.job_id, claim.attempt, claim.step, claim.container),
         )
         (state,) = await self._commit.run(RELEASE, [operation])
@@ -315,8 +315,8 @@ class Store:
         asked = list(claims)
         operations = [
             (
-                (keys.job(claim.job_id), keys.lane(claim.container)),
-                (self._node_id, claim.job_id, claim.attempt, claim.step),
+                (keys.job(claim.job_id),),
+                (self._node_id, claim.job_id, claim.attempt, claim.step, claim.container),
             )
             for claim in asked
         ]
@@ -332,7 +332,7 @@ class Store:
         """
         consumer = self._node_id if own else ""
         operation = (
-            (keys.lane(container),),
+            (keys.lane(container), keys.bulk(container)),
             (int(idle_s * 1000), consumer, RECLAIM_ENTRIES, max_deliveries, container),
         )
         (reply,) = await self._commit.run(RECLAIM, [operation])
@@ -388,7 +388,7 @@ class Store:
 
     def waiter(self, container: str) -> "Waiter":
         """A connection of its own on which one lane waits for entries that other processes queue."""
-        return Waiter(self._connect(), keys.lane(container), self._timeout_s)
+        return Waiter(self._connect(), (keys.lane(container), keys.bulk(container)), self._timeout_s)
 
 
 async def insist(operation: Callable[[], Awaitable[T]]) -> T:

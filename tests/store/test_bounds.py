@@ -48,6 +48,59 @@ async def test_a_caller_with_too_many_live_jobs_is_refused_and_others_are_not(sm
     await submitted(small, "b")
 
 
+async def test_what_is_over_a_callers_share_waits_behind_the_others(server: RedisServer, raw: redis.Redis) -> None:
+    async with Store(server.url, node_id="n1", bounds=Bounds(share=3)) as store:
+        flood = [str(answer) for answer in await accept(store, [request("a")] * 50)]
+        other = await submitted(store, "a", caller=OTHER)
+        assert (raw.xlen(KEY + "lane:a"), raw.xlen(KEY + "bulk:a")) == (4, 47)
+        taken: list[str] = []
+        while len(taken) < 51:
+            claims, _ = await store.claim("a", 4)
+            assert claims
+            taken += [claim.job_id for claim in claims]
+        assert [job_id for job_id in taken if job_id in flood[3:]] == flood[3:]
+        # One claim in four begins with the bulk queue; so many in a row do not.
+        assert taken.index(other) < 4 * 10
+
+
+async def test_a_bulk_step_is_renewed_taken_back_handed_back_and_finished_like_any_other(
+    server: RedisServer, raw: redis.Redis
+) -> None:
+    async with Store(server.url, node_id="n1", bounds=Bounds(share=0, look_s=0)) as store:
+        job_id = await submitted(store, "a", "b")
+        claim = await claimed(store, "a")
+        assert await store.renew([claim]) == []
+        assert await store.look(queue_timeout_s=60, timeout_s=60, gone_s=60) == ([], False)
+        assert await store.reclaim("a", idle_s=0, max_deliveries=3) == [(job_id, State.QUEUED)]
+        assert await store.finish(claim, output("a")) is None
+        await store.release(await claimed(store, "a"))
+        assert await store.finish(await claimed(store, "a"), output("a")) is State.QUEUED
+        assert await store.finish(await claimed(store, "b"), output("b")) is State.SUCCEEDED
+        waiting = await submitted(store, "a")
+        assert await store.end(waiting, State.CANCELLED) is State.QUEUED
+        assert [raw.xlen(KEY + name) for name in ("lane:a", "bulk:a", "lane:b")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("lost", ["stream", "group", "lease"])
+async def test_a_bulk_step_that_lost_its_place_gets_it_back(server: RedisServer, raw: redis.Redis, lost: str) -> None:
+    async with Store(server.url, node_id="n1", bounds=Bounds(share=0, look_s=0)) as store:
+        await submitted(store, "a")
+        claim = await claimed(store, "a")
+        await submitted(store, "a")
+        if lost == "stream":
+            raw.delete(KEY + "bulk:a")
+        elif lost == "group":
+            raw.xgroup_destroy(KEY + "bulk:a", "nodes")
+        else:
+            raw.xack(KEY + "bulk:a", "nodes", claim.entry[1:])
+        changes, _ = await store.look(queue_timeout_s=60, timeout_s=60, gone_s=60)
+        assert "held" in {each.change for each in changes}
+        assert await store.look(queue_timeout_s=60, timeout_s=60, gone_s=60) == ([], False)
+        assert await store.finish(claim, output("a")) is State.SUCCEEDED
+        assert await store.finish(await claimed(store, "a"), output("a")) is State.SUCCEEDED
+        assert await store.pending_count() == 0
+
+
 async def test_a_named_request_is_accepted_once_however_often_it_comes(store: Store, neighbour: Store) -> None:
     answers = await asyncio.gather(*(accept(each, [request("a")], once="k") for each in [store, neighbour] * 25))
     assert len({answer for (answer,) in answers}) == 1
@@ -107,7 +160,9 @@ async def test_ended_jobs_are_removed_in_time_from_everywhere_at_once(store: Sto
         assert await store.purge(state, 0) == 1
         assert await state_of(store, job_id) is None
     assert await store.ids(ME.id) == [live]
-    assert sorted(raw.keys()) == sorted(KEY + name for name in (f"job:{live}", "lane:a", "live", f"pending:{ME.id}"))
+    assert set(raw.keys()) - {KEY + "bulk:a"} == {
+        KEY + name for name in (f"job:{live}", "lane:a", "live", f"pending:{ME.id}")
+    }
 
 
 async def test_a_retry_goes_on_from_the_step_that_failed_and_leaves_the_old_job(store: Store) -> None:

@@ -49,7 +49,7 @@ async def test_an_error_ends_the_job_and_keeps_what_was_before_it(store: Store) 
     (job,) = await store.get([job_id], intermediate=True)
     assert job is not None
     assert (job.result, job.intermediate) == (error, (output("a"),))
-    assert await store.claim("c", 5) == ([], "0-0")
+    assert await store.claim("c", 5) == ([], "0-0 0-0")
 
 
 async def test_a_chain_may_name_a_container_twice(store: Store) -> None:
@@ -73,7 +73,7 @@ async def test_a_lane_is_first_in_first_out(store: Store) -> None:
     claims, tail = await store.claim("a", 20)
     assert [claim.job_id for claim in claims] == ids
     assert tail == ""  # as many as asked for: there may be more
-    assert await store.claim("a", 1) == ([], claims[-1].entry)
+    assert await store.claim("a", 1) == ([], f"{claims[-1].entry} 0-0")
 
 
 async def test_a_finished_step_is_not_finished_twice(store: Store) -> None:
@@ -189,7 +189,7 @@ async def test_a_job_that_no_lane_runs_is_listed_until_it_is_ended(store: Store,
     assert await store.left_streams() == []
     async with Store(server.url, node_id="n1") as later_life:
         assert await later_life.left_streams() == ["s-1"]
-    assert await store.claim("a", 5) == ([], "0-0")
+    assert await store.claim("a", 5) == ([], "0-0 0-0")
     assert await store.end("s-1", State.SUCCEEDED, output("a")) is State.RUNNING
     async with Store(server.url, node_id="n1") as later_life:
         assert await later_life.left_streams() == []

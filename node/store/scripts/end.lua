@@ -15,7 +15,7 @@ local function one(keys, args)
   if state ~= 'queued' and state ~= 'running' then return state end
   if known[7] then redis.call('SREM', PREFIX .. 'streams:' .. known[7], args[1]) end
   local container = known[6] and container_of(known[4], known[5])
-  if container then dequeue(lane_key(container), known[6]) end
+  if container then dequeue(container, known[6]) end
   local facts = {}
   if args[3] ~= '' then facts = { 'error', args[3], 'failed_in', args[4] } end
   if args[5] ~= '' then facts = { 'out', args[5] } end

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Record the outcome of a running step, and queue the next step or end the job.
--- KEYS  1 job  2 lane of the step
+-- KEYS  1 job
 -- ARGV  1 job id  2 caller  3 attempt  4 step  5 container of the step  6 container of the next step, or ''
 --       7 'output' or 'error'  8 the output, JSON, or the error's words
 -- Reply the job's new state; 'stale' when this attempt no longer holds the step (nothing is changed)
@@ -8,7 +8,7 @@
 local function one(keys, args)
   local known = redis.call('HMGET', keys[1], 'state', 'attempt', 'created', 'entry')
   if known[1] ~= 'running' or known[2] ~= args[3] then return 'stale' end
-  dequeue(keys[2], known[4])
+  dequeue(args[5], known[4])
   if args[7] == 'error' then
     conclude(args[1], 'failed', args[2], known[3], 'error', args[8], 'failed_in', args[5])
     return 'failed'

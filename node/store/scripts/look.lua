@@ -14,10 +14,9 @@ local function record(id)
   for i, name in ipairs(FIELDS) do job[name] = values[i] end
   if not job.state then return nil end
   job.container = container_of(job.containers or '', job.step)
-  job.lane = job.container and lane_key(job.container)
   job.broken = not (job.caller and tonumber(job.created) and tonumber(job.attempt) and tonumber(job.step))
     or (job.state == 'queued' and not job.container) or (job.state == 'running' and not job.node)
-    or (job.entry and not (job.container and string.find(job.entry, '^%d+%-%d+$')))
+    or (job.entry and not (job.container and string.find(job.entry, '^b?%d+%-%d+$')))
   return job
 end
 
@@ -28,13 +27,13 @@ end
 
 -- How long a queued job may wait on, in seconds; or why it must end. Its entry is made again if it was lost.
 local function queued(id, job, args)
-  local stored = job.entry and redis.call('XRANGE', job.lane, job.entry, job.entry)
-  if not stored or not stored[1] then
+  local stream, entry = place(job.container, job.entry or '')
+  if entry == '' or not redis.call('XRANGE', stream, entry, entry)[1] then
     job.entry = enqueue(id, job.container, job.step)
     redis.call('HSET', job_key(id), 'entry', job.entry)
     job.change = 'queued'
   end
-  local waited_s = now - string.match(job.entry, '^%d+') / 1000
+  local waited_s = now - string.match(job.entry, '%d+') / 1000
   local limit_s, gone_s = math.min(job.queue_s or args[3], args[3]), tonumber(args[5])
   if waited_s > limit_s then
     return nil, "container '" .. job.container .. "': waited in its queue for more than " .. limit_s .. ' s'
@@ -48,8 +47,9 @@ end
 -- The same for a running one: its lease is made again if it was lost.
 local function running(id, job, args)
   if job.entry then
-    if #grouped(job.lane, 'XPENDING', job.lane, 'nodes', job.entry, job.entry, '1') == 0 then
-      hold(id, job.lane, job.step, job.entry, job.node)
+    local stream, entry = place(job.container, job.entry)
+    if #grouped(stream, 'XPENDING', stream, 'nodes', entry, entry, '1') == 0 then
+      hold(id, job.container, job.step, job.entry, job.node)
       job.change = 'held'
     end
   elseif job.node ~= '' and silent('nodes', job.node, tonumber(args[5])) then
@@ -73,7 +73,7 @@ end
 
 -- End a job, whatever is left of its record.
 local function failed(id, job, words, stopped)
-  if job.entry and job.lane then dequeue(job.lane, job.entry) end
+  if job.entry and job.container then dequeue(job.container, job.entry) end
   conclude(id, 'failed', job.caller or '', tonumber(job.created) or now, 'error', words, 'failed_in', job.container or '')
   if job.broken then redis.call('ZADD', PREFIX .. 'dead', now, id) end
   if job.state == 'running' then redis.call('PUBLISH', stopped, id) end

@@ -7,6 +7,7 @@ local now
 
 local function job_key(id) return PREFIX .. 'job:' .. id end
 local function lane_key(container) return PREFIX .. 'lane:' .. container end
+local function bulk_key(container) return PREFIX .. 'bulk:' .. container end
 
 -- A flat list of names and values as a table.
 local function named(list)
@@ -23,11 +24,11 @@ local function container_of(containers, step)
   return type(container) == 'string' and container or nil
 end
 
--- Call with the lane's group; it is made, from the lane's first entry on, where it is missing.
-local function grouped(lane, ...)
+-- Call with the group of a stream; it is made, from the first entry on, where it is missing.
+local function grouped(stream, ...)
   local reply = redis.pcall(...)
   if type(reply) == 'table' and reply.err and string.find(reply.err, 'NOGROUP', 1, true) then
-    redis.call('XGROUP', 'CREATE', lane, 'nodes', '0', 'MKSTREAM')
+    redis.call('XGROUP', 'CREATE', stream, 'nodes', '0', 'MKSTREAM')
     reply = redis.pcall(...)
   end
   if type(reply) == 'table' and reply.err then error(reply) end
@@ -39,18 +40,26 @@ local function enqueue(id, container, step)
   return redis.call('XADD', lane_key(container), '*', 'j', id, 's', step)
 end
 
--- Take an entry out of its lane, whether it waits or runs.
-local function dequeue(lane, entry)
-  redis.pcall('XACK', lane, 'nodes', entry)
-  redis.pcall('XDEL', lane, entry)
+-- Where an entry stands, as a job's record names it: its stream, and its id there.
+local function place(container, entry)
+  if string.sub(entry, 1, 1) == 'b' then return bulk_key(container), string.sub(entry, 2) end
+  return lane_key(container), entry
+end
+
+-- Take an entry out of its stream, whether it waits or runs.
+local function dequeue(container, entry)
+  local stream, place_id = place(container, entry)
+  redis.pcall('XACK', stream, 'nodes', place_id)
+  redis.pcall('XDEL', stream, place_id)
 end
 
 -- Hold a running step for a consumer: its lease begins now. What was lost of the lease, or of the entry, is made again.
-local function hold(id, lane, step, entry, consumer)
-  local held = grouped(lane, 'XCLAIM', lane, 'nodes', consumer, '0', entry, 'FORCE', 'JUSTID')
+local function hold(id, container, step, entry, consumer)
+  local stream, place_id = place(container, entry)
+  local held = grouped(stream, 'XCLAIM', stream, 'nodes', consumer, '0', place_id, 'FORCE', 'JUSTID')
   if #held > 0 then return end
-  local fresh = redis.call('XADD', lane, '*', 'j', id, 's', step)
-  redis.call('XCLAIM', lane, 'nodes', consumer, '0', fresh, 'FORCE', 'JUSTID')
+  local fresh, lane = enqueue(id, container, step), lane_key(container)
+  grouped(lane, 'XCLAIM', lane, 'nodes', consumer, '0', fresh, 'FORCE', 'JUSTID')
   redis.call('HSET', job_key(id), 'entry', fresh)
 end
 

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Take back steps whose lease is over, and queue them again; fail the jobs whose worker died too often.
--- KEYS  1 lane
+-- KEYS  1 lane  2 bulk queue
 -- ARGV  1 idle time that ends a lease, milliseconds  2 only this consumer's, or ''  3 how many entries at most
 --       4 deliveries after which the job fails  5 container of the lane
 -- Reply { job id, new state, ... }
@@ -22,18 +22,20 @@ local function taken_back(entry, id, step, container, most)
 end
 
 local function one(keys, args)
-  local range = { 'XPENDING', keys[1], 'nodes', 'IDLE', args[1], '-', '+', args[3] }
-  if args[2] ~= '' then range[#range + 1] = args[2] end
   local reply = {}
-  for _, row in ipairs(grouped(keys[1], unpack(range))) do
-    local entry = row[1]
-    local stored = redis.call('XRANGE', keys[1], entry, entry)
-    dequeue(keys[1], entry)
-    local fields = named(stored[1] and stored[1][2] or {})
-    local state = fields.j and taken_back(entry, fields.j, fields.s, args[5], tonumber(args[4]))
-    if state then
-      reply[#reply + 1] = fields.j
-      reply[#reply + 1] = state
+  for i, stream in ipairs(keys) do
+    local range = { 'XPENDING', stream, 'nodes', 'IDLE', args[1], '-', '+', args[3] }
+    if args[2] ~= '' then range[#range + 1] = args[2] end
+    for _, row in ipairs(grouped(stream, unpack(range))) do
+      local stored = redis.call('XRANGE', stream, row[1], row[1])
+      local entry = (i == 2 and 'b' or '') .. row[1]
+      dequeue(args[5], entry)
+      local fields = named(stored[1] and stored[1][2] or {})
+      local state = fields.j and taken_back(entry, fields.j, fields.s, args[5], tonumber(args[4]))
+      if state then
+        reply[#reply + 1] = fields.j
+        reply[#reply + 1] = state
+      end
     end
   end
   return reply
