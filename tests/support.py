@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -191,6 +192,8 @@ class Node:
         self.config: dict[str, Any] = {"data_dir": str(directory / "data"), **more, "containers": containers}
         self.config["server"] = {"port": self.port, **more.get("server", {})}
         self.arguments: list[str] = []
+        self.prefix: list[str] = []  # a command that runs the node, such as `prlimit`
+        self.tls: ssl.SSLContext | bool = True  # how its certificate is checked
         self.log = directory / "node.log"
 
     async def start(self, *, ready: bool = True) -> None:
@@ -199,7 +202,7 @@ class Node:
         file.write_text(json.dumps(self.config))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "node", "serve", "--config", str(file), *self.arguments],
+                [*self.prefix, sys.executable, "-m", "node", "serve", "--config", str(file), *self.arguments],
                 stdout=log,
                 stderr=log,
                 env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
@@ -228,7 +231,10 @@ class Node:
         return self.process.wait(timeout=READY_S)
 
     async def __aenter__(self) -> Self:
-        self.session = aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=READY_S))
+        connector = aiohttp.TCPConnector(ssl=self.tls)
+        self.session = aiohttp.ClientSession(
+            self.url, connector=connector, timeout=aiohttp.ClientTimeout(total=READY_S)
+        )
         try:
             await self.start()
         except BaseException:

@@ -180,8 +180,11 @@ class Raw:
 
     async def rest(self) -> bytes:
         """All up to the end of the connection, however that comes."""
+        return await self.rest_of(15)
+
+    async def rest_of(self, seconds: float) -> bytes:
         parts = []
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(seconds):
             while True:
                 try:
                     part = await self.reader.read(65536)
