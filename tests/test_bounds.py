@@ -103,7 +103,7 @@ async def test_a_retry_is_a_new_job_that_goes_on_where_the_old_one_failed(node: 
         assert answer.status == 409
         assert await answer.json() == {"error": "Job has not failed", "params": {"id": job_id, "state": "succeeded"}}
     failed = await node.run(["a", "b"], data)
-    assert failed["result"]["error"] == "container 'a': answered HTTP 500: not yet"
+    assert failed["result"]["error"] == "step 1 of 2: container 'a': answered HTTP 500: not yet"
     first = (await node.post(f"/api/jobs/{failed['id']}/retry", None))["id"]
     assert (await node.result(first))["status"] == "failed"
     assert (await node.post(f"/api/jobs/{failed['id']}/retry", None))["id"] == first

@@ -71,6 +71,7 @@ def finished(job: Job) -> list[str]:
     return CHAIN if job.state.terminal else CHAIN[: job.step]
 
 
+@pytest.mark.timeout(600)
 async def test_accepted_jobs_survive_kills_and_finished_steps_are_not_run_again(tmp_path: Path) -> None:
     with Echo() as a, Echo() as b, Echo() as c:
         services = {"a": a, "b": b, "c": c}
