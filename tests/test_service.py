@@ -7,7 +7,9 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +17,10 @@ import pytest
 from node.config import ContainerSpec
 from node.jobs import ContainerError, ContainerOutput, ContainerResult
 from node.service import Service, StepFailed
-from tests.support import free_port
+from tests.support import Node, free_port
 
 LIMIT = 100_000
+MIB = 2**20
 OK = b"HTTP/1.1 200 OK\r\n"
 JSON = b"Content-Type: application/json\r\n"
 
@@ -342,6 +345,52 @@ async def test_a_bomb_is_cut_before_it_fills_the_memory(coding: str) -> None:
         assert await error(sent) == TOO_LONG
 
 
+async def a_gigabyte(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Without saying how much will come."""
+    await request_of(reader)
+    writer.write(OK + JSON + b"Connection: close\r\n\r\n")
+    for _ in range(1024):
+        writer.write(b"0" * MIB)
+        await writer.drain()
+
+
+async def gigabyte_bomb(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A megabyte that unpacks to a gigabyte."""
+    await request_of(reader)
+    writer.write(answer(packed_gigabyte(), headers=JSON + b"Content-Encoding: gzip\r\n"))
+    await writer.drain()
+
+
+@cache
+def packed_gigabyte() -> bytes:
+    packer = zlib.compressobj(9, wbits=31)
+    return b"".join(packer.compress(bytes(MIB)) for _ in range(1024)) + packer.flush()
+
+
+def peak_bytes(node: Node) -> int:
+    """The most memory that the node ever held."""
+    status = Path(f"/proc/{node.process.pid}/status").read_text()
+    return 1024 * int(dict(line.split(":", 1) for line in status.splitlines())["VmHWM"].split()[0])
+
+
+async def test_replies_without_end_do_not_fill_the_nodes_memory(tmp_path: Path) -> None:
+    """With the limit that it has by default, 32 MiB; each kind of reply twice at the same time."""
+    packed_gigabyte()
+    async with AsyncExitStack() as stack:
+        kinds = {"endless": endless, "declared": declared, "gigabyte": a_gigabyte, "bomb": gigabyte_bomb}
+        services = {name: await stack.enter_async_context(container(talk)) for name, talk in kinds.items()}
+        containers = [{"id": name, "url": service.url} for name, service in services.items()]
+        node = await stack.enter_async_context(Node(tmp_path, containers))
+        before = peak_bytes(node)
+        jobs = [await node.submit([name], {}) for name in [*kinds, *kinds]]
+        for job in jobs:
+            error = (await node.result(job))["result"]["error"]
+            assert error.endswith(f"its answer is over the limit of {32 * MIB} bytes (max_output_bytes)"), error
+        grown = peak_bytes(node) - before
+        print(f"8 replies over 32 MiB at once: the node grew by {grown / MIB:.0f} MiB at most")
+        assert grown < 8 * 32 * MIB
+
+
 # Connections that break, and time
 
 
@@ -415,6 +464,28 @@ async def head_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
     await request_of(reader)
     writer.write(OK + JSON + b"Content-Length: 10\r\n\r\n")
     await reader.read()
+
+
+async def test_a_job_is_told_which_step_of_its_chain_failed_and_how(tmp_path: Path) -> None:
+    async with (
+        container(answer(b"{}")) as good,
+        container(trickle) as slow,
+        container(BROKEN["half a body"]) as half,
+        Node(
+            tmp_path,
+            [
+                {"id": "good", "url": good.url},
+                {"id": "slow", "url": slow.url, "timeout_s": 1},
+                {"id": "half", "url": half.url},
+            ],
+        ) as node,
+    ):
+        began = time.monotonic()
+        result = (await node.run(["good", "slow"], {}))["result"]
+        assert result == {"container": "slow", "error": "step 2 of 2: container 'slow': timeout after 1 s (timeout_s)"}
+        assert time.monotonic() - began < 5
+        error = (await node.run(["half", "good"], {}))["result"]["error"]
+        assert error.startswith("step 1 of 2: container 'half': the connection broke: ")
 
 
 @pytest.mark.parametrize("talk", [silence, trickle, head_only])
