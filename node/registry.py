@@ -132,8 +132,8 @@ class Keeper:
         self._instance = self._latest = instance
         if instance.loosened:
             log.warning("container_loosened", container=self.spec.id, loosened=list(instance.loosened))
-        self._tell(Phase.STARTING, f"waiting for an answer on {instance.url}")
         self.service.url = instance.url
+        self._tell(Phase.STARTING, f"waiting for an answer on {self.service.address}")
         gone = asyncio.create_task(instance.exited(), name=f"exit-of-{self.spec.id}")
         try:
             async with asyncio.timeout(self.spec.startup_timeout_s):
@@ -142,7 +142,9 @@ class Keeper:
                         raise BackendError(gone.result())
                     await asyncio.sleep(PROBE_START_S)
         except TimeoutError:
-            raise BackendError(f"did not answer on {instance.url} within {self.spec.startup_timeout_s:g} s") from None
+            raise BackendError(
+                f"did not answer on {self.service.address} within {self.spec.startup_timeout_s:g} s"
+            ) from None
         finally:
             gone.cancel()
         self._become_ready()
@@ -157,7 +159,7 @@ class Keeper:
             probe.cancel()
 
     def _become_ready(self) -> None:
-        self._tell(Phase.READY, f"answers on {self.service.url}")
+        self._tell(Phase.READY, f"answers on {self.service.address}")
         self._ready.set()
         for told in self._listeners:
             told()
@@ -186,7 +188,7 @@ class Keeper:
                 self._become_ready()
             elif misses == UNHEALTHY_AFTER:
                 self._ready.clear()
-                self._tell(Phase.UNHEALTHY, f"does not answer on {self.service.url}")
+                self._tell(Phase.UNHEALTHY, f"does not answer on {self.service.address}")
 
     async def _keep_log(self, instance: Instance) -> None:
         """After a failed step; a container that fails many is asked only so often."""

@@ -20,6 +20,7 @@ import msgspec
 
 from node import payload
 from node.config import ContainerSpec
+from node.config.faults import masked
 from node.jobs import ContainerError, ContainerOutput, ContainerResult
 
 EXCERPT_CHARS = 500  # of a container's error text
@@ -59,6 +60,11 @@ class Service:
         self.spec = spec
         self.url = ""
         self._why_down = why_down
+
+    @property
+    def address(self) -> str:
+        """`url` for a reader: a user and password in it are masked."""
+        return str(masked(self.url))
 
     async def __aenter__(self) -> Self:
         bearer = self.spec.bearer.get_secret_value()

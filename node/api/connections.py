@@ -5,6 +5,7 @@ connection that is idle between two requests is the framework's to close, and a 
 """
 
 import asyncio
+import re
 import resource
 import socket
 from typing import Any, cast
@@ -26,6 +27,8 @@ MAX_HEADERS = 128
 OWN_FILES = 256  # open files beside the connections: the store, containers, logs
 TURNED_AWAY = 64  # connections over the limit that are told so; more are cut off
 TURN_AWAY_S = 1.0
+
+_QUOTED = re.compile(r"\n|: ?b?['\"]")
 
 
 class Connections:
@@ -241,7 +244,8 @@ def _unreadable(error: HttpProcessingError) -> Refusal:
 
 
 def _reason(error: HttpProcessingError) -> str:
-    return error.message.partition("\n")[0].rstrip(":")[:SHOWN_CHARS]
+    """The parser's words, without the bytes that it quotes: a key may be among them."""
+    return _QUOTED.split(error.message, maxsplit=1)[0].rstrip(":")[:SHOWN_CHARS]
 
 
 def _text(refusal: Refusal) -> bytes:

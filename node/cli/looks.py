@@ -240,10 +240,10 @@ async def _remote(spec: ContainerSpec) -> Finding:
     service.url = (await RemoteBackend(host=service_host()).start(spec, lambda _: None)).url
     async with service:
         if await service.answers():
-            return ok("container", f"{spec.id}: answers on {service.url}")
+            return ok("container", f"{spec.id}: answers on {service.address}")
     return fault(
         "container",
-        f"{spec.id}: does not answer on {service.url}: its jobs wait",
+        f"{spec.id}: does not answer on {service.address}: its jobs wait",
         "start it, or correct its url or port",
     )
 
