@@ -5,6 +5,7 @@ It starts from the set of live jobs, not from leases or lanes: whatever else is 
 
 import asyncio
 import uuid
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,7 @@ from node.store import Store
 
 log = structlog.get_logger()
 
+UNHEARD_S = 1.0  # a claim is known here sooner: its answer comes before that of a renewal sent later
 PAGES = 20  # of live jobs looked at in one turn; the others' turn comes with the next
 
 
@@ -26,8 +28,15 @@ class Janitor:
     """Works while entered: on the leases of the containers that this node has, and on the live jobs of all nodes."""
 
     def __init__(
-        self, store: Store, containers: list[str], settings: Settings, retention: Retention, metrics: Metrics
+        self,
+        store: Store,
+        containers: list[str],
+        settings: Settings,
+        retention: Retention,
+        metrics: Metrics,
+        renew: Callable[[], Awaitable[None]],
     ) -> None:
+        """renew: prolong the leases of all that runs here."""
         self._store = store
         self._containers = containers
         self._settings = settings
@@ -37,6 +46,7 @@ class Janitor:
             State.CANCELLED: retention.cancelled,
         }
         self._metrics = metrics
+        self._renew = renew
         self._mark = ""
 
     async def recover(self) -> None:
@@ -71,7 +81,9 @@ class Janitor:
 
     async def run_once(self) -> None:
         await self._tell_alive()
+        await self._renew()  # so that nothing of ours looks idle, even when the server's clock has jumped
         for container in self._containers:
+            await self._free_unheard(container)
             await self._reclaim(container, idle_s=self._settings.lease_s)
         await self._look()
         for state, kept_s in self._kept_s.items():
@@ -84,6 +96,12 @@ class Janitor:
             self._metrics.store_emptied.inc()
             log.error("store_emptied", effect="it is not the store that this node knew; the jobs in it are lost")
         self._mark = mark
+
+    async def _free_unheard(self, container: str) -> None:
+        """Steps that were claimed for this node, but the answer was lost with the connection: not begun, and not
+        renewed just now."""
+        for job_id, _ in await self._store.reclaim(container, idle_s=UNHEARD_S, max_deliveries=0, own=True):
+            log.info("step_unheard", job_id=job_id, lane=container, state=State.QUEUED.value)
 
     async def _reclaim(self, container: str, *, idle_s: float, own: bool = False) -> None:
         while True:

@@ -96,7 +96,7 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
         url = await stack.enter_async_context(serving(doors, config.server, https))
         logger.info("node_started", version=__version__, url=url, containers=list(specs))
         announce(url, config)
-        janitor = Janitor(store, list(specs), config.runner, config.retention_s, metrics)
+        janitor = Janitor(store, list(specs), config.runner, config.retention_s, metrics, runner.renew)
         if await _recovered(janitor, stop):
             orchestrator.begin()
             await stack.enter_async_context(runner)

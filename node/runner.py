@@ -72,15 +72,16 @@ class Runner:
                 await asyncio.sleep(STOPPING_RETRY_S)
 
     async def _renew(self) -> None:
-        """Keep the leases of running steps; stop those that this node lost, by a cancel or a take-over."""
         while True:
             await asyncio.sleep(self._settings.lease_s / RENEWALS_PER_LEASE)
-            for lane in self._lanes.values():
-                if not lane.claims:
-                    continue
-                try:
-                    lost = await self._store.renew(lane.claims)
-                except Unavailable as error:
-                    log.warning("renewal_failed", lane=lane.container, error=str(error))
-                    continue
+            try:
+                await self.renew()
+            except Unavailable as error:
+                log.warning("renewal_failed", error=str(error))
+
+    async def renew(self) -> None:
+        """Keep the leases of running steps; stop those that this node lost, by a cancel or a take-over."""
+        for lane in self._lanes.values():
+            if lane.claims:
+                lost = await self._store.renew(lane.claims)
                 lane.abort([claim.job_id for claim in lost])

@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what this machine cannot run, and remember it. Under CI nothing may be left out: there it fails."""
     if os.environ.get("CI"):
         return
-    wanted = (("docker", _docker()), ("redis", _redis()), ("mount", _mount()))
+    wanted = (("docker", _docker()), ("redis", _redis()), ("mount", _mount()), ("faketime", _faketime()))
     missing = {name: reason for name, reason in wanted if reason}
     kept = []
     for item in items:
@@ -67,6 +67,10 @@ def _mount() -> str:
                 return ""
         except (OSError, subprocess.CalledProcessError):
             return "no right to mount a small disk"
+
+
+def _faketime() -> str:
+    return "" if list(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")) else "no faketime"
 
 
 def _redis() -> str:

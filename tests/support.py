@@ -194,6 +194,7 @@ class Node:
         self.arguments: list[str] = []
         self.prefix: list[str] = []  # a command that runs the node, such as `prlimit`
         self.tls: ssl.SSLContext | bool = True  # how its certificate is checked
+        self.environment: dict[str, str] = {}
         self.log = directory / "node.log"
 
     async def start(self, *, ready: bool = True) -> None:
@@ -205,7 +206,7 @@ class Node:
                 [*self.prefix, sys.executable, "-m", "node", "serve", "--config", str(file), *self.arguments],
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
+                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"} | self.environment,
             )
         await eventually(self._serves, message="the node")
         if ready:

@@ -329,6 +329,7 @@ class Store:
         """Queue the steps of a lane again whose lease was not renewed for `idle_s`; what became of each job.
 
         own: only steps that this node's name holds, as it does at its start for those of its earlier life.
+        max_deliveries: 0 for steps that were certainly not begun.
         """
         consumer = self._node_id if own else ""
         operation = (

@@ -2,7 +2,7 @@
 -- Take back steps whose lease is over, and queue them again; fail the jobs whose worker died too often.
 -- KEYS  1 lane  2 bulk queue
 -- ARGV  1 idle time that ends a lease, milliseconds  2 only this consumer's, or ''  3 how many entries at most
---       4 deliveries after which the job fails  5 container of the lane
+--       4 deliveries after which the job fails; 0: it was not begun, which does not count  5 container of the lane
 -- Reply { job id, new state, ... }
 -- State running -> queued | failed
 
@@ -10,7 +10,7 @@
 local function taken_back(entry, id, step, container, most)
   local known = redis.call('HMGET', job_key(id), 'state', 'step', 'entry', 'caller', 'created')
   if known[1] ~= 'running' or known[2] ~= step or known[3] ~= entry then return nil end
-  local lost = redis.call('HINCRBY', job_key(id), 'lost', 1)
+  local lost = most > 0 and redis.call('HINCRBY', job_key(id), 'lost', 1) or -1
   if lost < most then
     redis.call('HSET', job_key(id), 'state', 'queued', 'entry', enqueue(id, container, step))
     return 'queued'
