@@ -13,7 +13,9 @@ from node.api.identity import Identity
 from node.api.infernet import Infernet
 from node.api.jobs import Jobs
 from node.api.middleware import guard
+from node.api.openapi import OpenApi
 from node.api.origin import own_site
+from node.api.route import serve
 from node.config import Server
 from node.errors import StokerError
 from node.metrics import Metrics
@@ -31,9 +33,9 @@ def application(
 ) -> web.Application:
     middlewares = [guard(identity, limit), own_site(settings)]
     app = web.Application(middlewares=middlewares, client_max_size=settings.max_body_bytes)
-    app.add_routes(Infernet(orchestrator, settings).routes())
-    app.add_routes(Jobs(orchestrator).routes())
-    app.add_routes(Probes(orchestrator, metrics).routes())
+    doors = (Infernet(orchestrator, settings), Jobs(orchestrator), Probes(orchestrator, metrics))
+    routes = [route for door in doors for route in door.routes()]
+    serve(app, [*routes, *OpenApi(routes).routes()])
     return app
 
 

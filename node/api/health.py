@@ -5,9 +5,19 @@
 
 from aiohttp import web
 
+from node.api import shapes
 from node.api.middleware import reply
+from node.api.route import Answer, Route
+from node.jobs import Role
 from node.metrics import CONTENT_TYPE, Metrics
 from node.orchestrator import Orchestrator
+
+READY: shapes.Readiness = {"reasons": [], "status": "ready", "warnings": []}
+UNREADY: shapes.Readiness = {
+    "reasons": ["redis: connection refused"],
+    "status": "unready",
+    "warnings": ["container ocr: its image is built"],
+}
 
 
 class Probes:
@@ -15,11 +25,41 @@ class Probes:
         self._orchestrator = orchestrator
         self._metrics = metrics
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Route]:
         return [
-            web.get("/health/live", self.live),
-            web.get("/health/ready", self.ready),
-            web.get("/metrics", self.metrics),
+            Route(
+                method="GET",
+                path="/health/live",
+                handler=self.live,
+                name="get_liveness",
+                tag="health",
+                summary="Is the node alive",
+                role=None,
+                answers={200: Answer(about="Yes.", kind=shapes.Live, examples={"live": {"status": "live"}})},
+            ),
+            Route(
+                method="GET",
+                path="/health/ready",
+                handler=self.ready,
+                name="get_readiness",
+                tag="health",
+                summary="Should requests be sent here",
+                role=None,
+                answers={
+                    200: Answer(about="Yes.", kind=shapes.Readiness, examples={"ready": READY}),
+                    503: Answer(about="No.", kind=shapes.Readiness, examples={"unready": UNREADY}),
+                },
+            ),
+            Route(
+                method="GET",
+                path="/metrics",
+                handler=self.metrics,
+                name="get_metrics",
+                tag="node",
+                summary="What the node has counted",
+                role=Role.ADMIN,
+                answers={200: Answer(about="For Prometheus.", kind=str, examples={}, media=CONTENT_TYPE)},
+            ),
         ]
 
     async def live(self, request: web.Request) -> web.StreamResponse:
@@ -32,10 +72,10 @@ class Probes:
         `warnings` are things that somebody should look at although the node takes jobs.
         """
         readiness = await self._orchestrator.readiness()
-        body = {
-            "reasons": readiness.reasons,
+        body: shapes.Readiness = {
+            "reasons": list(readiness.reasons),
             "status": "unready" if readiness.reasons else "ready",
-            "warnings": readiness.warnings,
+            "warnings": list(readiness.warnings),
         }
         return reply(body, 503 if readiness.reasons else 200)
 

@@ -9,30 +9,18 @@ from ipaddress import ip_address
 import structlog
 from aiohttp import web
 
+from node.api.route import needed, pattern_of
 from node.config import Server
 from node.errors import Unauthorized, Unavailable
 from node.guardian import demand, within
-from node.jobs import Caller, Role
+from node.jobs import Caller
 from node.store import Access
 from node.store.access import PREFIX
 
 log = structlog.get_logger()
 
 MAX_HOPS = 32  # of a forwarded request; what stands before them is not looked at
-READING = ("GET", "HEAD", "OPTIONS")
-FOR_ADMINS = ("/metrics", "/api/status")
 WITHOUT_STORE = ("/metrics", "/info")
-
-
-def route(request: web.Request) -> str:
-    """The path of the route, without what is variable in it; empty when there is none."""
-    resource = request.match_info.route.resource
-    return resource.canonical if resource else ""
-
-
-def is_probe(path: str) -> bool:
-    """Whether a route only says how the node is. Whoever watches it needs no key, and is not counted."""
-    return path == "/health" or path.startswith("/health/")
 
 
 class Identity:
@@ -47,16 +35,17 @@ class Identity:
         """Raises `Unauthorized` without a valid key, `Forbidden` when its role is too small for the route."""
         address = self.address(request)
         nobody = Caller(id=address, address=address)
-        path = route(request)
-        if is_probe(path):
+        role = needed(request)
+        if role is None:
             return nobody
+        path = pattern_of(request)
         secret = _secret(request.headers.getall("Authorization", []))
         if not await self._needs_key(path) and not secret.startswith(PREFIX):
             return nobody
         key = await self._access.find(secret)
         if key:
             caller = Caller(id=key.name, address=address, role=key.role)
-            demand(caller, _needed(request.method, path))
+            demand(caller, role)
             return caller
         if not await self._needs_key(path):
             return nobody
@@ -93,12 +82,6 @@ def _secret(headers: list[str]) -> str:
     """What stands behind `Bearer`; empty when that is not said, or said twice."""
     scheme, _, secret = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
     return secret.strip() if scheme.lower() == "bearer" else ""
-
-
-def _needed(method: str, path: str) -> Role:
-    if path in FOR_ADMINS:
-        return Role.ADMIN
-    return Role.READ if method in READING else Role.SUBMIT
 
 
 def _told_address(hop: str) -> str:

@@ -7,42 +7,51 @@ status, results come in the order asked, a bad item of a batch has its own error
 import asyncio
 import contextlib
 import time
-from typing import Any, TypeGuard
+from typing import Any
 
-import msgspec
 import structlog
 from aiohttp import web
 
-from node import __version__, payload
-from node.api.middleware import CALLER, HEADERS, once, read_json, reply
+from node import __version__
+from node.api import body, shapes
+from node.api.middleware import CALLER, HEADERS, ONCE, once, read_json, reply
+from node.api.route import Answer, Body, Parameter, Route
 from node.config import Server
-from node.errors import SHOWN_CHARS, Forbidden, NotFound, Refusal, Rejected, TooLarge, Unavailable
+from node.errors import SHOWN_CHARS, Forbidden, Mismatch, NotFound, Refusal, Rejected, TooLarge, Unavailable
 from node.guardian import demand, within
-from node.jobs import ContainerError, ContainerResult, Job, JobRequest, Role, State
+from node.jobs import JobRequest, Role
 from node.orchestrator import Orchestrator
-from node.registry import Health, Keeper
 from node.service import StepFailed
 
 log = structlog.get_logger()
 
-STATUS = {
-    State.QUEUED: "running",  # Infernet has three words, and its client polls while it reads this one
-    State.RUNNING: "running",
-    State.SUCCEEDED: "success",
-    State.FAILED: "failed",
-    State.CANCELLED: "failed",
-}
-MAX_TIMEOUT_S = 1e9
-MAX_ID_CHARS = 128  # of an id that somebody else chose
 ID_ALONE_S = 0.05  # nothing follows a stream's id sooner: all that infernet-client's first read finds is the id to it
-TURN_BYTES = 64 * 1024  # of a batch, read at one go
-REPORTED = {"running": State.RUNNING, "success": State.SUCCEEDED, "failed": State.FAILED}
+STREAM = "application/octet-stream"
 
-
-class _Envelope(msgspec.Struct):
-    containers: list[str]
-    data: msgspec.Raw
-    requires_proof: bool | None = None
+AN_ID = "44699622-5b8a-4cbf-815a-271687f235c8"
+A_CHAIN: shapes.JobRequest = {"containers": ["language", "sentiment"], "data": {"text": "What a lovely morning."}}
+A_STREAM: shapes.StreamRequest = {"containers": ["language"], "data": {"text": "What a lovely morning."}}
+A_RESULT: shapes.JobResult = {
+    "id": AN_ID,
+    "intermediate_results": [{"container": "language", "output": {"language": "en"}}],
+    "result": {"container": "sentiment", "output": {"sentiment": 0.5859}},
+    "status": "success",
+}
+A_CONTAINER: shapes.Container = {
+    "description": "Tells the language",
+    "external": True,
+    "id": "language",
+    "image": "language:1",
+}
+A_NODE: shapes.Info = {
+    "chain": {"address": "", "enabled": False},
+    "containers": [A_CONTAINER],
+    "pending": {"offchain": 2, "onchain": 0},
+    "version": __version__,
+}
+NOT_HERE = Rejected("Container not supported", container="langauge")
+SUBMIT_ERRORS = (*body.ERRORS, NOT_HERE)
+USED_BEFORE = Mismatch("Idempotency-Key was used for another request")
 
 
 class Infernet:
@@ -51,16 +60,189 @@ class Infernet:
         self._settings = settings
         self._streams = 0
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Route]:
+        return [*self._about_jobs(), *self._about_the_node()]
+
+    def _about_jobs(self) -> list[Route]:
         return [
-            web.get("/health", self.health),
-            web.get("/info", self.info),
-            web.get("/resources", self.resources),
-            web.post("/api/jobs", self.submit),
-            web.post("/api/jobs/batch", self.submit_batch),
-            web.post("/api/jobs/stream", self.stream),
-            web.get("/api/jobs", self.find),
-            web.put("/api/status", self.report),
+            Route(
+                method="POST",
+                path="/api/jobs",
+                handler=self.submit,
+                name="submit_job",
+                tag="jobs",
+                summary="Submit a job",
+                role=Role.SUBMIT,
+                parameters=(ONCE,),
+                body=Body(kind=shapes.JobRequest, examples={"chain": A_CHAIN}),
+                answers={
+                    200: Answer(
+                        about="Accepted.",
+                        kind=shapes.Accepted,
+                        examples={"accepted": {"id": AN_ID}},
+                        leads_to=("find_jobs", "cancel_job", "retry_job"),
+                    )
+                },
+                errors=(*SUBMIT_ERRORS, Rejected("No containers specified"), USED_BEFORE),
+            ),
+            Route(
+                method="POST",
+                path="/api/jobs/batch",
+                handler=self.submit_batch,
+                name="submit_jobs",
+                tag="jobs",
+                summary="Submit many jobs at once",
+                role=Role.SUBMIT,
+                parameters=(ONCE,),
+                body=Body(kind=list[shapes.JobRequest], examples={"two": [A_CHAIN, A_CHAIN]}),
+                answers={
+                    200: Answer(
+                        about="One answer for each item, in its place: accepted, or why not.",
+                        kind=list[shapes.Accepted | shapes.Error],
+                        examples={"one_of_two": [{"id": AN_ID}, shapes.error(NOT_HERE)]},
+                    )
+                },
+                errors=(
+                    *body.ERRORS,
+                    Rejected("Expected a list", reason="not a list"),
+                    TooLarge("Batch too large", limit=10_000),
+                    USED_BEFORE,
+                ),
+            ),
+            Route(
+                method="POST",
+                path="/api/jobs/stream",
+                handler=self.stream,
+                name="stream_job",
+                tag="jobs",
+                summary="Run one container and relay what it sends",
+                role=Role.SUBMIT,
+                body=Body(kind=shapes.StreamRequest, examples={"one": A_STREAM}),
+                answers={
+                    200: Answer(
+                        about="The job's id on a line of its own, then the container's bytes.",
+                        kind=Any,
+                        examples={},
+                        media=STREAM,
+                    )
+                },
+                errors=(
+                    *SUBMIT_ERRORS,
+                    Rejected("Streaming supports one container", containers=["language", "sentiment"]),
+                    Unavailable("Container not ready", container="language"),
+                    Unavailable("Too many streams", limit=1000, setting="server.max_streams"),
+                ),
+            ),
+            Route(
+                method="GET",
+                path="/api/jobs",
+                handler=self.find,
+                name="find_jobs",
+                tag="jobs",
+                summary="Results by id, or one's job ids",
+                role=Role.READ,
+                parameters=(
+                    Parameter(name="id", where="query", about="An id, as often as there are.", kind=list[str]),
+                    Parameter(
+                        name="intermediate",
+                        where="query",
+                        about="`true`: with the results of the steps before the last.",
+                        kind=bool,
+                    ),
+                    Parameter(
+                        name="pending",
+                        where="query",
+                        about="Without `id`. `true`: only jobs that have not ended; `false`: only those that have.",
+                        kind=bool,
+                    ),
+                ),
+                answers={
+                    200: Answer(
+                        about="With `id` results in the order asked, unknown ids left out; else ids, oldest first.",
+                        kind=list[shapes.JobResult] | list[str],
+                        examples={"results": [A_RESULT], "ids": [AN_ID]},
+                    )
+                },
+                errors=(NotFound("Job not found", id=[AN_ID]),),
+            ),
+            Route(
+                method="PUT",
+                path="/api/status",
+                handler=self.report,
+                name="report_status",
+                tag="jobs",
+                summary="Report the state of a job that somebody else runs",
+                role=Role.ADMIN,
+                body=Body(
+                    kind=shapes.StatusReport,
+                    examples={"ended": {"id": "outside-1", "status": "success", "containers": ["language"]}},
+                ),
+                answers={200: Answer(about="Recorded.", kind=None, examples={"null": None})},
+                errors=(
+                    *body.ERRORS,
+                    Rejected("Status is invalid", allowed=sorted(body.REPORTED)),
+                    Forbidden("Unauthorized"),
+                ),
+            ),
+        ]
+
+    def _about_the_node(self) -> list[Route]:
+        return [
+            Route(
+                method="GET",
+                path="/health",
+                handler=self.health,
+                name="get_health",
+                tag="health",
+                summary="Could a job be accepted",
+                role=None,
+                answers={
+                    200: Answer(about="Yes.", kind=shapes.Health, examples={"healthy": {"status": "healthy"}}),
+                    503: Answer(
+                        about="No.",
+                        kind=shapes.Health,
+                        examples={"unhealthy": {"reason": "The job store does not answer", "status": "unhealthy"}},
+                    ),
+                },
+            ),
+            Route(
+                method="GET",
+                path="/info",
+                handler=self.info,
+                name="get_info",
+                tag="node",
+                summary="The containers, and jobs pending",
+                role=Role.READ,
+                parameters=(
+                    Parameter(
+                        name="verbose",
+                        where="query",
+                        about="`true`: every container and how it is. Role: `admin`.",
+                        kind=bool,
+                    ),
+                ),
+                answers={200: Answer(about="The node.", kind=shapes.Info, examples={"one_container": A_NODE})},
+                errors=(Forbidden("The key may not do this", role="read", needed="admin"),),
+            ),
+            Route(
+                method="GET",
+                path="/resources",
+                handler=self.resources,
+                name="get_resources",
+                tag="node",
+                summary="What the containers offer",
+                role=Role.READ,
+                parameters=(
+                    Parameter(name="model_id", where="query", about="Whether they support this model, instead."),
+                ),
+                answers={
+                    200: Answer(
+                        about="By container; those that say nothing are left out.",
+                        kind=dict[str, Any],
+                        examples={"language": {"language": {"service_id": "language", "version": "1.0.0"}}},
+                    )
+                },
+            ),
         ]
 
     async def health(self, request: web.Request) -> web.StreamResponse:
@@ -77,18 +259,15 @@ class Infernet:
         verbose = request.query.get("verbose") == "true"
         if verbose:
             demand(request[CALLER], Role.ADMIN)
+        told: shapes.Info = {
+            "chain": {"address": "", "enabled": False},
+            "containers": [shapes.container(keeper) for keeper in keepers if keeper.ready],
+            "pending": {"offchain": await self._pending(verbose), "onchain": 0},
+            "version": __version__,
+        }
         if verbose:
-            containers = [_container(keeper) | _health(keeper) for keeper in keepers]
-        else:
-            containers = [_container(keeper) for keeper in keepers if keeper.ready]
-        return reply(
-            {
-                "chain": {"address": "", "enabled": False},
-                "containers": containers,
-                "pending": {"offchain": await self._pending(verbose), "onchain": 0},
-                "version": __version__,
-            }
-        )
+            told["containers"] = [shapes.container_health(keeper) for keeper in keepers]
+        return reply(told)
 
     async def _pending(self, verbose: bool) -> int | None:
         """Who looks at the containers wants to see them without the store as well; then the number is null."""
@@ -100,17 +279,19 @@ class Infernet:
             raise
 
     async def resources(self, request: web.Request) -> web.StreamResponse:
+        """What each container that is ready says of itself; all are asked, for half a second."""
         return reply(await self._orchestrator.resources(request.query.get("model_id")))
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
-        job = _job_request(await read_json(request))
+        """Answered once the job is on disk; what became of it is found by its id."""
+        job = body.job_request(await read_json(request))
         return reply({"id": await self._orchestrator.submit(job, request[CALLER], once=once(request))})
 
     async def submit_batch(self, request: web.Request) -> web.StreamResponse:
-        items = await _items(await read_json(request), self._settings.max_batch_items)
-        jobs = await _read_all(items)
+        """A bad item has its error in its own place and does not harm the others."""
+        jobs = await body.job_requests(await read_json(request), self._settings.max_batch_items)
         answers = await self._orchestrator.submit_batch(jobs, request[CALLER], once=once(request))
-        return reply([_answer(answer) for answer in answers])
+        return reply([shapes.answer(answer) for answer in answers])
 
     async def find(self, request: web.Request) -> web.StreamResponse:
         """With `id`: those jobs' results, in the order asked. Without: the caller's job ids."""
@@ -123,16 +304,14 @@ class Infernet:
         jobs = await self._orchestrator.jobs(job_ids, caller, intermediate=intermediate)
         if not jobs and self._settings.unknown_ids == "404":
             raise NotFound("Job not found", id=[job_id[:SHOWN_CHARS] for job_id in job_ids[:10]])
-        return reply([job_result(job, intermediate=intermediate) for job in jobs])
+        return reply([shapes.job_result(job, intermediate=intermediate) for job in jobs])
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """The job's id on a line of its own, then the container's bytes as they come.
 
-        Told the honest way: when the container fails midway the connection is aborted, so that no client takes what
-        it has for the whole.
+        When the container fails midway the connection is aborted, so that no client takes what it has for the whole.
         """
-        body = await read_json(request)
-        job = _job_request(body, delegated="Streaming only supported for OffchainJob requests.")
+        job = body.job_request(await read_json(request), delegated="Streaming only supported for OffchainJob requests.")
         if self._streams >= self._settings.max_streams:
             limit = self._settings.max_streams
             raise Unavailable("Too many streams", retry_after_s=1, limit=limit, setting="server.max_streams")
@@ -143,7 +322,7 @@ class Infernet:
             self._streams -= 1
 
     async def _relay(self, job: JobRequest, request: web.Request) -> web.StreamResponse:
-        answer = web.StreamResponse(headers={"Content-Type": "application/octet-stream"} | request[HEADERS])
+        answer = web.StreamResponse(headers={"Content-Type": STREAM} | request[HEADERS])
         async with contextlib.aclosing(self._orchestrator.stream(job, request[CALLER])) as parts:
             try:
                 job_id = await anext(parts)
@@ -168,132 +347,6 @@ class Infernet:
         """Record a job's state as somebody else's runner saw it. From the configured networks only."""
         if not within(request[CALLER].address, self._settings.status_networks):
             raise Forbidden("Unauthorized")
-        body = _checked(await read_json(request))
-        job_id, status, containers = body.get("id"), body.get("status"), body.get("containers")
-        if not isinstance(status, str) or status not in REPORTED:
-            raise Rejected("Status is invalid", allowed=sorted(REPORTED))
-        if not isinstance(job_id, str) or not 0 < len(job_id) <= MAX_ID_CHARS or not _strings(containers):
-            raise Rejected("Could not store job status", reason="expected id (a string) and containers (strings)")
-        await self._orchestrator.report(job_id, REPORTED[status], containers, request[CALLER])
+        job_id, state, containers = body.report(await read_json(request))
+        await self._orchestrator.report(job_id, state, containers, request[CALLER])
         return reply(None)
-
-
-async def _items(body: bytes, limit: int) -> list[bytes]:
-    try:
-        items = await payload.split(body, limit)
-    except payload.NotStrict as error:
-        raise Rejected("Expected a list", reason=str(error)) from None
-    if len(items) > limit:
-        raise TooLarge("Batch too large", limit=limit)
-    return items
-
-
-async def _read_all(items: list[bytes]) -> list[JobRequest | Refusal]:
-    """Each item as a request, or why it is none. Others have their turns meanwhile."""
-    read: list[JobRequest | Refusal] = []
-    size = 0
-    for item in items:
-        read.append(_read(item))
-        size += len(item)
-        if size > TURN_BYTES:
-            size = 0
-            await asyncio.sleep(0)
-    return read
-
-
-def _read(item: bytes) -> JobRequest | Refusal:
-    try:
-        return _job_request(item)
-    except Refusal as refusal:
-        return refusal
-
-
-def _job_request(body: bytes, *, delegated: str = "Chain not enabled") -> JobRequest:
-    """A body as a request. Other fields, such as `id`, `ip` or `status`, are not looked at."""
-    value = _checked(body)
-    if "signature" in value and "subscription" in value:
-        raise Rejected(delegated)
-    if not _strings(value.get("containers")):
-        raise _unreadable("containers: expected a list of strings")
-    if not isinstance(value.get("data"), dict):
-        raise _unreadable("data: expected an object")
-    if not isinstance(value.get("requires_proof"), bool | None):
-        raise _unreadable("requires_proof: expected true, false or null")
-    queue_s, total_s = _timeouts(value.get("timeouts"))
-    envelope = msgspec.json.decode(body, type=_Envelope)
-    return JobRequest(
-        containers=tuple(envelope.containers),
-        data=bytes(envelope.data),
-        requires_proof=bool(envelope.requires_proof),
-        queue_timeout_s=queue_s,
-        timeout_s=total_s,
-    )
-
-
-def _timeouts(value: Any) -> tuple[float | None, float | None]:
-    """Our own addition to a request: `{"queue_s": 60, "total_s": 600}`, both optional; the node's own hold as well."""
-    if value is None:
-        return None, None
-    if not isinstance(value, dict) or not value.keys() <= {"queue_s", "total_s"}:
-        raise _unreadable("timeouts: expected an object with queue_s and total_s")
-    for name, seconds in value.items():
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < MAX_TIMEOUT_S:
-            raise _unreadable(f"timeouts.{name}: expected seconds, more than 0")
-    return value.get("queue_s"), value.get("total_s")
-
-
-def _checked(body: bytes) -> dict[str, Any]:
-    try:
-        value = payload.check(body)
-    except payload.NotStrict as error:
-        raise _unreadable(str(error)) from None
-    if not isinstance(value, dict):
-        raise _unreadable("expected an object")
-    return value
-
-
-def _unreadable(reason: str) -> Rejected:
-    return Rejected("Could not parse message", reason=reason)
-
-
-def _strings(value: Any) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _answer(answer: str | Refusal) -> dict[str, Any]:
-    if isinstance(answer, Refusal):
-        return {"error": answer.message, "params": answer.params}
-    return {"id": answer}
-
-
-def job_result(job: Job, *, intermediate: bool) -> dict[str, Any]:
-    """Infernet's JobResult: `{"id", "intermediate_results"?, "result", "status"}`."""
-    shown: dict[str, Any] = {"id": job.id}
-    if intermediate:
-        shown["intermediate_results"] = [_outcome(output) for output in job.intermediate]
-    return shown | {"result": _outcome(job.result) if job.result else None, "status": STATUS[job.state]}
-
-
-def _outcome(result: ContainerResult) -> dict[str, Any]:
-    if isinstance(result, ContainerError):
-        return {"container": result.container, "error": result.error}
-    return {"container": result.container, "output": msgspec.Raw(result.output)}
-
-
-def _container(keeper: Keeper) -> dict[str, Any]:
-    spec = keeper.spec
-    return {"description": spec.description, "external": spec.external, "id": spec.id, "image": spec.image}
-
-
-def _health(keeper: Keeper) -> dict[str, Any]:
-    health: Health = keeper.health
-    return {
-        "backend": keeper.backend_name,
-        "last_error": health.last_error,
-        "log_tail": list(health.log_tail),
-        "loosened": list(keeper.loosened),
-        "reason": health.reason,
-        "restarts": health.restarts,
-        "since": health.since,
-        "state": health.phase.value,
-    }

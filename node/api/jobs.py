@@ -2,28 +2,84 @@
 
 from aiohttp import web
 
-from node.api.infernet import job_result
+from node.api import shapes
+from node.api.infernet import AN_ID, NOT_HERE
 from node.api.middleware import CALLER, reply
+from node.api.route import Answer, Parameter, Route
+from node.errors import Conflict, NotFound
+from node.jobs import Role
 from node.orchestrator import Orchestrator
 
 DEAD_SHOWN = 1000
+
+JOB_ID = Parameter(name="id", where="path", about="The job's id.", pattern="[0-9a-f-]{36}")
+UNKNOWN = NotFound("Job not found", id=AN_ID)
+CANCELLED: shapes.JobResult = {
+    "id": AN_ID,
+    "intermediate_results": [],
+    "result": {"container": "language", "error": "cancelled: by request"},
+    "status": "failed",
+}
+DEAD: shapes.JobResult = {
+    "id": AN_ID,
+    "result": {"container": "language", "error": "its worker died 3 times in this step"},
+    "status": "failed",
+}
 
 
 class Jobs:
     def __init__(self, orchestrator: Orchestrator) -> None:
         self._orchestrator = orchestrator
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Route]:
         return [
-            web.delete("/api/jobs/{id:[0-9a-f-]{36}}", self.cancel),
-            web.post("/api/jobs/{id:[0-9a-f-]{36}}/retry", self.retry),
-            web.get("/api/dead", self.dead),
+            Route(
+                method="DELETE",
+                path="/api/jobs/{id}",
+                handler=self.cancel,
+                name="cancel_job",
+                tag="jobs",
+                summary="Cancel a job",
+                role=Role.SUBMIT,
+                parameters=(JOB_ID,),
+                answers={200: Answer(about="Cancelled.", kind=shapes.JobResult, examples={"cancelled": CANCELLED})},
+                errors=(UNKNOWN, Conflict("Job has ended", id=AN_ID, state="succeeded")),
+            ),
+            Route(
+                method="POST",
+                path="/api/jobs/{id}/retry",
+                handler=self.retry,
+                name="retry_job",
+                tag="jobs",
+                summary="Run a failed job on",
+                role=Role.SUBMIT,
+                parameters=(JOB_ID,),
+                answers={
+                    200: Answer(
+                        about="The job that goes on from there.",
+                        kind=shapes.Accepted,
+                        examples={"accepted": {"id": AN_ID}},
+                        leads_to=("find_jobs", "cancel_job"),
+                    )
+                },
+                errors=(NOT_HERE, UNKNOWN, Conflict("Job has not failed", id=AN_ID, state="running")),
+            ),
+            Route(
+                method="GET",
+                path="/api/dead",
+                handler=self.dead,
+                name="get_dead_jobs",
+                tag="jobs",
+                summary="Jobs that somebody should look at",
+                role=Role.READ,
+                answers={200: Answer(about="Newest first.", kind=list[shapes.JobResult], examples={"one": [DEAD]})},
+            ),
         ]
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:
         """Stop a job; its result, `failed` with an error that starts with `cancelled:`. 409 when it has ended."""
         job = await self._orchestrator.cancel(request.match_info["id"], request[CALLER])
-        return reply(job_result(job, intermediate=True))
+        return reply(shapes.job_result(job, intermediate=True))
 
     async def retry(self, request: web.Request) -> web.StreamResponse:
         """`{"id"}` of the job that goes on from the step in which this one failed. 409 when it has not failed."""
@@ -33,4 +89,4 @@ class Jobs:
         """The latest jobs that failed by no fault that their container told of: their worker died too often, or their
         record is broken. Newest first, each as a result."""
         jobs = await self._orchestrator.dead(request[CALLER], DEAD_SHOWN)
-        return reply([job_result(job, intermediate=False) for job in jobs])
+        return reply([shapes.job_result(job, intermediate=False) for job in jobs])

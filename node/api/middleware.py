@@ -11,7 +11,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from node import payload
-from node.api.identity import Identity, is_probe, route
+from node.api.identity import Identity
+from node.api.route import Parameter, needed, pattern_of
 from node.errors import SHOWN_CHARS, RateLimited, Refusal, Rejected, TooLarge, Unauthorized, UnsupportedMedia
 from node.jobs import Caller
 from node.store import Limit
@@ -41,7 +42,6 @@ HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("headers", dict[str, st
 
 REPORTS = ("PUT", "/api/status")  # not counted: a runner elsewhere reports each of its jobs
 
-_NAME = re.compile(r"[!-~]{1,255}")
 _TOKEN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -78,10 +78,20 @@ def _shown(header: str) -> str:
     return header[:SHOWN_CHARS].encode("utf-8", "replace").decode()
 
 
+ONCE = Parameter(
+    name=IDEMPOTENCY_KEY,
+    where="header",
+    about="A name for this request. When it comes again within a day or so, the answer is that of the first time.",
+    pattern="[!-~]{1,255}",
+)
+
+
 def once(request: web.Request) -> str:
     """The `Idempotency-Key` of a request, or ""."""
-    name = request.headers.get(IDEMPOTENCY_KEY, "")
-    if name and not _NAME.fullmatch(name):
+    name = request.headers.get(IDEMPOTENCY_KEY)
+    if name is None:
+        return ""
+    if not re.fullmatch(ONCE.pattern, name):
         raise Rejected("Idempotency-Key is invalid", expected="1 to 255 visible ASCII characters")
     return name
 
@@ -113,13 +123,13 @@ def guard(identity: Identity, limit: Limit | None) -> Middleware:
 
 async def _counted(request: web.Request, identity: Identity, limit: Limit) -> Caller:
     """The caller, whose request is counted by method and route; a refused one by its address."""
-    path = route(request)
+    path = pattern_of(request)
     try:
         caller = await identity.caller(request)
     except Unauthorized:
         await _count(request, limit, identity.address(request), Unauthorized.code)
         raise
-    if not is_probe(path) and (request.method, path) != REPORTS:
+    if needed(request) is not None and (request.method, path) != REPORTS:
         await _count(request, limit, caller.id, request.method, path or "-")
     return caller
 

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from node.api.identity import READING, is_probe, route
 from node.api.middleware import CALLER
+from node.api.route import READING, needed
 from node.config import Server
 from node.errors import SHOWN_CHARS, Forbidden
 
@@ -32,7 +32,7 @@ def own_site(settings: Server) -> Middleware:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         host = request.headers.get("Host", "")
         anonymous = request[CALLER].id == request[CALLER].address
-        if anonymous and not is_own(_name(host)) and not is_probe(route(request)):
+        if anonymous and not is_own(_name(host)) and needed(request) is not None:
             raise Forbidden("Host not allowed", host=host[:SHOWN_CHARS], setting=SETTING)
         origin = request.headers.get("Origin")
         if origin is not None and request.method not in READING:
