@@ -31,8 +31,8 @@ _DIGITS = b"0123456789"
 _MOST_EXPONENTS = 10_000  # a number near the largest or the smallest takes 30 us to read
 _EXPONENT = re.compile(rb"e0{3,}+,")
 _SHAPE = bytes.maketrans(_DIGITS + b"eE:[{,]}" + _SPACES, b"0000000000ee:::,,,,,,,")
-_SLOW = (  # at each of these limits a text takes some 0.3 to 0.5 s
-    (300, "integers of 600 digits", (b"," + b"0" * 600, b":" + b"0" * 600)),
+_SLOW_NUMBERS = ((300, "integers of 600 digits", (b"," + b"0" * 600, b":" + b"0" * 600)),)
+_SLOW_VALUES = (  # at each of these limits a text takes some 0.3 to 0.5 s
     (1_000_000, "names, lists and objects", (b":",)),
     (2_500_000, "fractions", (b"0.0", b"0e0")),
 )
@@ -81,7 +81,7 @@ def _words(raw: bytes, error: msgspec.DecodeError) -> str:
 
 
 def _decode_large(raw: bytes) -> Any:
-    _refuse_slow(raw)
+    _refuse_slow(raw, _SLOW_NUMBERS + _SLOW_VALUES)
     collecting = gc.isenabled()
     gc.disable()  # it would look through the new lists and objects again and again
     try:
@@ -91,7 +91,7 @@ def _decode_large(raw: bytes) -> Any:
             gc.enable()
 
 
-def _refuse_slow(raw: bytes) -> None:
+def _refuse_slow(raw: bytes, limits: Iterable[tuple[int, str, tuple[bytes, ...]]]) -> None:
     exponents = _may_have_exponents(raw)
     if not exponents and len(raw) < HUGE_BYTES:
         return
@@ -100,7 +100,7 @@ def _refuse_slow(raw: bytes) -> None:
         numbers = (found for found in _EXPONENT.finditer(shape) if shape[found.start() - 1] == ord("0"))
         if any(islice(numbers, _MOST_EXPONENTS, None)):
             raise NotStrict(f"over {_MOST_EXPONENTS:,} numbers with an exponent of three digits")
-    for most, words, marks in _SLOW:
+    for most, words, marks in limits:
         if len(raw) > 2 * most and sum(map(shape.count, marks)) > most:
             raise NotStrict(f"over {most:,} {words}")
 
@@ -165,8 +165,10 @@ async def split(raw: bytes, most: int) -> list[bytes]:
 
     Of more than `most` elements it gives at least one too many, not necessarily all. What stands between two commas
     gets its place whatever it is, so that it is refused there and does not take its neighbours with it. That takes
-    longer, and lets others have their turns meanwhile.
+    longer, and lets others have their turns meanwhile. Slow numbers count for the whole list.
     """
+    if len(raw) >= LARGE_BYTES:
+        _refuse_slow(raw, _SLOW_NUMBERS)
     if raw.count(b",") < FEW_COMMAS:
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return [bytes(element) for element in msgspec.json.decode(raw, type=list[msgspec.Raw])]

@@ -206,6 +206,11 @@ def test_a_text_of_what_is_slow_only_is_refused_before_it_is_read(part: bytes) -
     assert gc.isenabled()
 
 
+def test_slow_numbers_count_for_a_whole_list() -> None:
+    with pytest.raises(NotStrict, match="over 10,000 numbers"):
+        split(b"[" + b'{"x":[1e308,1e308]},' * 10_000 + b"1]", 10_000)
+
+
 ORDINARY = {
     "digits": b"12,",
     "fractions": b"0.123456,",
