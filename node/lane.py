@@ -74,7 +74,7 @@ class Lane:
     def abort(self, job_ids: Collection[str] | None = None) -> None:
         """Stop what runs, all or of those jobs. A step is handed back to the queue if it is still held."""
         for task, claim in self._running.items():
-            if job_ids is None or claim.job_id in job_ids:
+            if (job_ids is None or claim.job_id in job_ids) and not task.cancelling():  # or it hands back already
                 task.cancel()
         for task, job_id in self._streams.items():
             if job_ids is None or job_id in job_ids:
