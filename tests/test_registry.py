@@ -60,7 +60,7 @@ async def test_what_a_container_printed_when_a_step_failed_is_shown(tmp_path: Pa
 async def test_a_container_that_ends_is_started_again_and_why_it_ended_is_kept(tmp_path: Path) -> None:
     async with Node(tmp_path, service(tmp_path), backend="process") as node:
         result = await node.run(["a"], {"exit": 3})
-        assert result["status"] == "failed"
+        assert result["result"]["error"] == "container 'a': exited with code 3 during the step"
 
         async def back() -> bool:
             now = await health(node)
@@ -69,5 +69,6 @@ async def test_a_container_that_ends_is_started_again_and_why_it_ended_is_kept(t
         await eventually(back)
         now = await health(node)
         assert now["last_error"] == "exited with code 3"
+        assert now["loosened"] == ["a process of this host: no setting of `hardening` confines it"]
         assert any("the last words" in line for line in now["log_tail"])
         assert (await node.run(["a"], {}))["result"]["error"] == "container 'a': answered HTTP 500: {}"

@@ -197,9 +197,12 @@ class _Engine:
         if self._isolation == "manual":
             do = "see docs/isolation.md for the rules"
             yield warning("isolation", "docker_isolation is manual: cutting containers off is left to you", do)
-        elif os.geteuid() != 0:
-            do = "set them by hand (docs/isolation.md), or live with containers that reach this machine"
-            yield warning("isolation", "only root may set the packet filter rules that confine containers", do)
+        elif refused := await self._backend.isolation():
+            do = "run as root or with CAP_NET_ADMIN, or set the rules by hand (docs/isolation.md)"
+            found = f"the packet filter rules that keep containers from this machine cannot be set: {refused}"
+            yield (fault if self._isolation == "require" else warning)("isolation", found, do)
+        else:
+            yield ok("isolation", "the rules that keep containers from this machine can be set")
 
     async def has(self, image: str) -> bool:
         async with asyncio.timeout(ENGINE_S):

@@ -1,6 +1,7 @@
 """What only the Docker backend promises: adoption, hardening, and that nothing of others is touched."""
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -294,9 +295,11 @@ async def test_containers_do_not_reach_each_other(ground: DockerGround, caller: 
 async def test_a_flood_of_output_is_bounded_on_disk(ground: DockerGround, caller: Caller) -> None:
     async with ground.backend() as backend:
         instance = await backend.start(ground.spec(), quiet)
-        await caller.get(instance, "flood", mib=50)
+        await caller.get(instance, "flood", mib=1024 if os.environ.get("STOKER_FULL") else 50)
         log = Path(ground.container().attrs["LogPath"])
-        assert 0 < sum(file.stat().st_size for file in log.parent.glob(f"{log.name}*")) < 12 * 2**20
+        size = sum(file.stat().st_size for file in log.parent.glob(f"{log.name}*"))
+        print(f"the log is {size / 2**20:.1f} MiB")
+        assert 0 < size < 12 * 2**20
         await instance.stop(5)
 
 

@@ -88,6 +88,10 @@ class DockerBackend:
         """Whether the image is on this machine."""
         return bool(await self._images.local(image))
 
+    async def isolation(self) -> str:
+        """Nothing if this node may set the rules that cut containers off from this host, else why not, in words."""
+        return await self._networks.isolation()
+
     @property
     def open_because(self) -> str:
         """Nothing while containers are cut off from this host by rules, else why they are not, in words."""

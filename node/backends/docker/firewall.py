@@ -14,7 +14,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +63,11 @@ class Firewall:
 
     def hold(self) -> str:
         """Have the rules in force: nothing, or in words why they are not. Changes nothing when they are."""
-        return "; ".join(self._held())
+        return _refusals(self._hold)
+
+    def may(self) -> str:
+        """Whether this process may set rules: nothing, or in words why not. Changes nothing."""
+        return _refusals(lambda command: self._mangle(command, "-S PREROUTING"))
 
     def lift(self) -> None:
         """Remove them, as far as possible."""
@@ -82,23 +86,15 @@ class Firewall:
             lines.append(f"{command} -t mangle -I PREROUTING {self._jump}")
         return lines
 
-    def _held(self) -> Iterator[str]:
-        for command, rules in RULES.items():
-            if command == "ip6tables" and not IPV6.exists():
-                continue
-            try:
-                if not self._in_force(command, rules):
-                    self._set(command, rules)
-            except _Refused as refused:
-                yield f"{command}: {refused}"
+    def _hold(self, command: str) -> None:
+        wanted = [f"PREROUTING {self._jump}", *(f"{self._chain} {rule}" for rule in RULES[command])]
+        if not all(self._accepts(command, f"-C {rule}") for rule in wanted):
+            self._set(command)
 
-    def _in_force(self, command: str, rules: tuple[str, ...]) -> bool:
-        wanted = [f"PREROUTING {self._jump}", *(f"{self._chain} {rule}" for rule in rules)]
-        return all(self._accepts(command, f"-C {rule}") for rule in wanted)
-
-    def _set(self, command: str, rules: tuple[str, ...]) -> None:
+    def _set(self, command: str) -> None:
         """The whole chain in one transaction, then the way to it, in front of what others have there."""
-        lines = ["*mangle", f":{self._chain} - [0:0]", *(f"-A {self._chain} {rule}" for rule in rules), "COMMIT", ""]
+        rules = [f"-A {self._chain} {rule}" for rule in RULES[command]]
+        lines = ["*mangle", f":{self._chain} - [0:0]", *rules, "COMMIT", ""]
         _run(f"{command}-restore", "--noflush", f"--wait={LOCK_S}", stdin="\n".join(lines))
         if not self._accepts(command, f"-C PREROUTING {self._jump}"):
             self._mangle(command, f"-I PREROUTING 1 {self._jump}")
@@ -120,6 +116,19 @@ class Firewall:
     @property
     def _jump(self) -> str:
         return f"-i {_stem(self.mark)}+ -j {self._chain}"
+
+
+def _refusals(work: Callable[[str], None]) -> str:
+    """Do it with the command of each version of IP that this host speaks; what they refused."""
+    told = []
+    for command in RULES:
+        if command == "ip6tables" and not IPV6.exists():
+            continue
+        try:
+            work(command)
+        except _Refused as refused:
+            told.append(f"{command}: {refused}")
+    return "; ".join(told)
 
 
 def _run(program: str, *arguments: str, stdin: str = "") -> None:

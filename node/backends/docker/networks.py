@@ -71,6 +71,10 @@ class Networks:
         """This host's own network. Nothing is cut off there."""
         return Network(name=HOST, internal=False, direct=True)
 
+    async def isolation(self) -> str:
+        """Nothing if this process may set the rules, else why not, in words. Changes nothing."""
+        return await self._engine.thread(self._firewall.may)
+
     async def hold(self) -> None:
         """Put the rules back whenever somebody drops them, for ever."""
         while True:
