@@ -12,7 +12,7 @@ from node.api.health import Probes
 from node.api.identity import Identity
 from node.api.infernet import Infernet
 from node.api.jobs import Jobs
-from node.api.middleware import guard
+from node.api.middleware import BODIES, Bodies, guard
 from node.api.openapi import OpenApi
 from node.api.origin import own_site
 from node.api.route import serve
@@ -32,7 +32,8 @@ def application(
     orchestrator: Orchestrator, settings: Server, metrics: Metrics, identity: Identity, limit: Limit | None
 ) -> web.Application:
     middlewares = [guard(identity, limit), own_site(settings)]
-    app = web.Application(middlewares=middlewares, client_max_size=settings.max_body_bytes)
+    app = web.Application(middlewares=middlewares)
+    app[BODIES] = Bodies(settings)
     doors = (Infernet(orchestrator, settings), Jobs(orchestrator), Probes(orchestrator, metrics))
     routes = [route for door in doors for route in door.routes()]
     serve(app, [*routes, *OpenApi(routes).routes()])

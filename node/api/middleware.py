@@ -13,7 +13,17 @@ from aiohttp.typedefs import Handler, Middleware
 from node import payload
 from node.api.identity import Identity
 from node.api.route import Parameter, needed, pattern_of
-from node.errors import SHOWN_CHARS, RateLimited, Refusal, Rejected, TooLarge, Unauthorized, UnsupportedMedia
+from node.config import Server
+from node.errors import (
+    SHOWN_CHARS,
+    RateLimited,
+    Refusal,
+    Rejected,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    UnsupportedMedia,
+)
 from node.jobs import Caller
 from node.store import Limit
 
@@ -42,6 +52,8 @@ HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("headers", dict[str, st
 
 REPORTS = ("PUT", "/api/status")  # not counted: a runner elsewhere reports each of its jobs
 
+SMALL_BODY_BYTES = 64 * 1024
+
 _TOKEN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -67,10 +79,47 @@ async def read_json(request: web.Request) -> bytes:
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMedia("Compressed bodies are not supported", content_encoding=_shown(encoding))
-    try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise TooLarge("Body too large", limit_bytes=request.client_max_size) from None
+    return await request.app[BODIES].read(request)
+
+
+class Bodies:
+    """Reads bodies, each up to its limit, and all that are under way up to another."""
+
+    def __init__(self, settings: Server) -> None:
+        self._limit_bytes = settings.max_body_bytes
+        self._together_bytes = settings.max_bodies_bytes
+        self._held_bytes = 0
+
+    async def read(self, request: web.Request) -> bytes:
+        """Raises `TooLarge`, if it can before the body has come, or `Unavailable`. A small body is always read."""
+        if (request.content_length or 0) > self._limit_bytes:
+            raise self._too_large()
+        parts: list[bytes] = []
+        size = held = 0
+        try:
+            while part := await request.content.readany():
+                parts.append(part)
+                size += len(part)
+                if size > self._limit_bytes:
+                    raise self._too_large()
+                if size > SMALL_BODY_BYTES:
+                    self._hold(size - held)
+                    held = size
+            return b"".join(parts)
+        finally:
+            self._held_bytes -= held
+
+    def _hold(self, size: int) -> None:
+        if self._held_bytes + size > self._together_bytes:
+            limit, setting = self._together_bytes, "server.max_bodies_bytes"
+            raise Unavailable("Too many large bodies", retry_after_s=1, limit_bytes=limit, setting=setting)
+        self._held_bytes += size
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge("Body too large", limit_bytes=self._limit_bytes)
+
+
+BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 
 
 def _shown(header: str) -> str:

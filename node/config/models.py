@@ -161,6 +161,9 @@ class Server(Section):
         1000, description="Most streams at once, waiting ones included; one more is answered 503."
     )
     max_body_bytes: Bytes = Field(16 * MIB, description="Largest request body; more is answered 413.")
+    max_bodies_bytes: Bytes = Field(
+        256 * MIB, description="Most bytes of bodies that are on their way, those up to 64 KiB aside; more: 503."
+    )
     max_batch_items: Count = Field(10_000, description="Most jobs in one batch; more is answered 413.")
     max_chain: Count = Field(32, description="Most containers in one chain.")
     max_pending: Count = Field(

@@ -41,7 +41,7 @@ async def quick(tmp_path_factory: pytest.TempPathFactory, echo: Echo) -> AsyncIt
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def small(tmp_path_factory: pytest.TempPathFactory, echo: Echo) -> AsyncIterator[Node]:
     """A node for few connections and fewer streams, of which one runs at a time."""
-    server = {"max_connections": MOST, "max_streams": STREAMS}
+    server = {"max_connections": MOST, "max_streams": STREAMS, "max_bodies_bytes": 1_000_000}
     containers = echo.containers("a", concurrency=1)
     async with Node(tmp_path_factory.mktemp("small"), containers, server=server) as node:
         yield node
@@ -279,6 +279,24 @@ async def test_one_stream_too_many_is_503_and_leaving_makes_room(small: Node) ->
     async with Client(small) as client:
         answer = await client.ask("POST", "/api/jobs/stream", {"containers": ["a"], "data": {"parts": ["x"]}})
     assert answer.body.endswith(b"\nx")
+
+
+async def test_too_many_bytes_of_half_bodies_are_503_and_small_bodies_are_not(small: Node) -> None:
+    body = BODY % (b"x" * 400_000)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(3):  # of the third a part is read before it is one too many
+            raw = await stack.enter_async_context(Raw(small))
+            raw.send(POST, TYPE, f"Content-Length: {len(body)}", body=body[:-1])
+        status, head = await raw.head()
+        assert status == 503
+        assert "Retry-After: 1\r\n" in head
+        params = {"limit_bytes": 1_000_000, "setting": "server.max_bodies_bytes"}
+        assert json.loads(await raw.until(b"\n")) == {"error": "Too many large bodies", "params": params}
+        async with Client(small) as client:
+            assert (await client.ask("POST", "/api/jobs", BODY % b"x")).status == 200
+    async with Client(small) as client:
+        for _ in range(5):
+            assert (await client.ask("POST", "/api/jobs", body)).status == 200
 
 
 @pytest.mark.timeout(300)
