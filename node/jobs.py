@@ -35,10 +35,10 @@ class Role(StrEnum):
     ADMIN = "admin"  # see and do everything, with everybody's jobs
 
     def covers(self, needed: "Role") -> bool:
-        return _ROLES.index(self) >= _ROLES.index(needed)
+        return _RANK[self] >= _RANK[needed]
 
 
-_ROLES = tuple(Role)
+_RANK = {role: rank for rank, role in enumerate(Role)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

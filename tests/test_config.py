@@ -332,6 +332,22 @@ def test_a_file_with_secrets_that_everybody_may_read_is_a_warning(
     assert warnings_of(load(file, environ={"P": "p"}), file) == (expected if warned else [])
 
 
+def test_a_file_that_holds_one_secret_and_that_everybody_may_read_is_a_warning(write: Write, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hush")
+    secret.chmod(0o600)
+    spec = {"id": "a", "url": "http://a", "bearer_file": str(secret)}
+    file = write({"redis": {"password_file": "${NAME}"}, "containers": [spec], "server": {"cert_file": "secret"}})
+    environ = {"NAME": "secret"}
+    assert not any("chmod" in warning for warning in load(file, environ=environ).warnings)
+    secret.chmod(0o644)
+    warned = [warning for warning in warnings_of(load(file, environ=environ), file) if "chmod" in warning]
+    assert warned == [
+        f"{place}: everybody on this machine may read {secret}: chmod 600 is better"
+        for place in ("redis.password_file", "containers[0].bearer_file")
+    ]
+
+
 def test_no_secret_is_ever_told(write: Write) -> None:
     spec = {"id": "a", "url": "ftp://u:hush@h", "bearer": {"x": "hush"}, "env": {"MODE": ["hush"]}}
     built = {"id": "b", "build": {"context": ".", "args": {"MODE": ["hush"]}}}

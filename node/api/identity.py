@@ -35,6 +35,8 @@ class Identity:
         """Raises `Unauthorized` without a valid key, `Forbidden` when its role is too small for the route."""
         address = self.address(request)
         nobody = Caller(id=address, address=address)
+        if self._access.keyless and not self._always and "Authorization" not in request.headers:
+            return nobody
         role = needed(request)
         if role is None:
             return nobody

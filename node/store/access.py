@@ -111,6 +111,11 @@ class Access:
 
     # What the doors ask for
 
+    @property
+    def keyless(self) -> bool:
+        """Whether it is certain, without asking, that there has been no key."""
+        return self._read_at is not None and not self._ever
+
     async def keyed(self) -> bool:
         """Whether a key is needed because there has been one. Once true, it stays so.
 

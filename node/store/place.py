@@ -17,7 +17,7 @@ from node.store.embedded import Embedded, socket_url
 from node.store.records import Bounds
 from node.store.store import Store
 
-REACH_S = 10.0  # for a node that just starts or stops
+REACH_S = 30.0  # for a node that just starts or stops, or for another command
 PAUSE_S = 0.05
 
 

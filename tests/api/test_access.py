@@ -361,6 +361,37 @@ async def test_a_known_key_costs_the_server_nothing(stage: Stage, shop: Keyed) -
         assert calls() == before
 
 
+@pytest.mark.parametrize("fault", ["killed", "frozen"])
+async def test_without_the_store_every_caller_is_503_within_two_seconds_and_nobody_401(
+    stage: Stage, nobody: Client, fault: str
+) -> None:
+    async with stage.keyed("shop") as shop:
+        assert (await shop.ask("GET", "/api/jobs")).status == 200
+        if fault == "killed":
+            stage.server.kill()
+        else:
+            stage.server.process.send_signal(signal.SIGSTOP)
+        for _ in range(2):
+            began = time.monotonic()
+            headers = (f"Bearer {shop.secret}", f"Bearer {NO_KEY}", None)
+            answers = await asyncio.gather(
+                *(nobody.ask("GET", "/api/jobs", Authorization=header) for header in headers for _ in range(10))
+            )
+            assert {(answer.status, answer.json["error"]) for answer in answers} == {
+                (503, "The job store does not answer")
+            }
+            assert time.monotonic() - began < 2.5
+        if fault == "killed":
+            await asyncio.to_thread(stage.server.start)
+        else:
+            stage.server.process.send_signal(signal.SIGCONT)
+
+        async def back() -> bool:
+            return (await shop.ask("GET", "/api/jobs")).status == 200
+
+        await eventually(back, seconds=10, message="the store")
+
+
 # The door stays closed
 
 
@@ -405,37 +436,6 @@ async def test_keys_may_be_required_before_there_is_one(tmp_path: Path, echo: Ec
             assert (await client.ask("GET", "/health")).status == 200
     finally:
         await node.__aexit__(None, None, None)
-
-
-@pytest.mark.parametrize("fault", ["killed", "frozen"])
-async def test_without_the_store_every_caller_is_503_within_two_seconds_and_nobody_401(
-    tmp_path: Path, echo: Echo, fault: str
-) -> None:
-    async with Stage(tmp_path, echo) as stage, stage.keyed("shop") as shop, Client(stage.node) as nobody:
-        assert (await shop.ask("GET", "/api/jobs")).status == 200
-        if fault == "killed":
-            stage.server.kill()
-        else:
-            stage.server.process.send_signal(signal.SIGSTOP)
-        for _ in range(2):
-            began = time.monotonic()
-            headers = (f"Bearer {shop.secret}", f"Bearer {NO_KEY}", None)
-            answers = await asyncio.gather(
-                *(nobody.ask("GET", "/api/jobs", Authorization=header) for header in headers for _ in range(10))
-            )
-            assert {(answer.status, answer.json["error"]) for answer in answers} == {
-                (503, "The job store does not answer")
-            }
-            assert time.monotonic() - began < 2.5
-        if fault == "killed":
-            await asyncio.to_thread(stage.server.start)
-        else:
-            stage.server.process.send_signal(signal.SIGCONT)
-
-        async def back() -> bool:
-            return (await shop.ask("GET", "/api/jobs")).status == 200
-
-        await eventually(back, seconds=10, message="the store")
 
 
 # Addresses that others can reach
