@@ -24,7 +24,7 @@ def set_up(settings: Log, **common: Any) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *([] if console else [structlog.processors.format_exc_info]),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else _json,
+            _console() if console else _json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
         logger_factory=_Sinks(sys.stderr, settings),
@@ -32,6 +32,11 @@ def set_up(settings: Log, **common: Any) -> None:
     )
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**common)
+
+
+def _console() -> structlog.dev.ConsoleRenderer:
+    """With plain tracebacks: the renderer's own ones show the values of variables, and a secret may be one."""
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
 
 
 def _json(logger: Any, method: str, event: structlog.typing.EventDict) -> str:

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from node.jobs import Role
 from node.store import Key, Store
 from tests import secrets
 from tests.api.support import Client, Raw
-from tests.support import Echo, Node, RedisServer, eventually, stoker
+from tests.support import ROOT, Echo, Node, RedisServer, eventually, stoker
 
 pytestmark = pytest.mark.acceptance
 
@@ -68,6 +70,30 @@ class Written:
             for secret in self.secrets
             if secret[-12:].encode() in text
         ]
+
+
+FAULTY = """
+import structlog
+from node import log
+from node.config import Log
+
+def fail(key):
+    raise ValueError("a fault of ours")
+
+log.set_up(Log(format="{form}"))
+try:
+    fail("{key}")
+except ValueError:
+    structlog.get_logger().exception("request_failed")
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_traceback_shows_no_values(form: str) -> None:
+    script = FAULTY.replace("{form}", form).replace('"{key}"', f'"".join({list(secrets.NO_KEY)})')
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "ValueError: a fault of ours" in done.stderr
+    assert secrets.NO_KEY not in done.stderr
 
 
 @pytest.fixture
