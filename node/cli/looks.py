@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
+from node.api import tls
 from node.backends.docker import DockerBackend
 from node.backends.remote import RemoteBackend
 from node.config import BackendName, Config, ContainerSpec
@@ -37,6 +38,8 @@ async def look(config: Config) -> AsyncIterator[Finding]:
     for found in _directory(data_dir):
         yield found
     for found in _disk(data_dir, config):
+        yield found
+    for found in _certificate(config):
         yield found
     if runs:
         yield await _node(config)
@@ -103,15 +106,24 @@ def _disk(data_dir: Path, config: Config) -> Iterator[Finding]:
         yield ok("disk", words)
 
 
+def _certificate(config: Config) -> Iterator[Finding]:
+    try:
+        if tls.context(config.server):
+            yield ok("certificate", f"{config.server.tls_cert} and its key can be used")
+    except StokerError as error:
+        yield fault("certificate", str(error), "correct server.tls_cert and server.tls_key")
+
+
 async def _node(config: Config) -> Finding:
     """A node that runs on this directory, as it says itself."""
     host = config.server.host if config.server.host not in ("0.0.0.0", "::") else "127.0.0.1"
-    url = f"http://{f'[{host}]' if ':' in host else host}:{config.server.port}"
+    scheme = "https" if config.server.tls_cert else "http"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{config.server.port}"
     do = "see its log, and /info?verbose=true"
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=NODE_S)) as session,
-            session.get(f"{url}/health/ready") as answer,
+            session.get(f"{url}/health/ready", ssl=False) as answer,  # its own certificate names another host
         ):
             told = await answer.json()
             if answer.status == 200:
