@@ -75,7 +75,7 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
         await stack.enter_async_context(store)
         await _refuse_open_door(store, config.server)
         inspector = await stack.enter_async_context(Inspector(store))
-        choose = await _backends(config, data_dir, node_id, stack)
+        choose = await _backends(config, data_dir, node_id, metrics, stack)
         registry = Registry(config, choose)
         runner = Runner(registry, store, config.runner, metrics)
         specs = {spec.id: spec for spec in config.containers}
@@ -133,13 +133,15 @@ async def _refuse_open_door(store: Store, settings: Server) -> None:
 
 
 async def _backends(
-    config: Config, data_dir: Path, node_id: str, stack: AsyncExitStack
+    config: Config, data_dir: Path, node_id: str, metrics: Metrics, stack: AsyncExitStack
 ) -> Callable[[ContainerSpec], tuple[str, Backend]]:
     """Which backend keeps a container running. `auto` is Docker when its engine answers now, else a local process."""
     remote = await stack.enter_async_context(RemoteBackend(host=service_host()))
     process = await stack.enter_async_context(ProcessBackend(data_dir=data_dir))
     docker = await stack.enter_async_context(
-        DockerBackend(node_id=node_id, registry=config.docker, isolation=config.docker_isolation)
+        DockerBackend(
+            node_id=node_id, registry=config.docker, isolation=config.docker_isolation, drifted=metrics.drift.inc
+        )
     )
     backends: dict[BackendName, Backend] = {
         BackendName.REMOTE: remote,
@@ -151,7 +153,7 @@ async def _backends(
         chosen = await _docker_or_process(docker)
         wanted = {container: chosen if name is BackendName.AUTO else name for container, name in wanted.items()}
     for name, backend in backends.items():
-        await _sweep(backend, [container for container, chosen in wanted.items() if chosen is name])
+        await _sweep(backend, [container for container, chosen in wanted.items() if chosen is name], metrics)
     return lambda spec: (wanted[spec.id].value, backends[wanted[spec.id]])
 
 
@@ -162,10 +164,11 @@ def backend_of(spec: ContainerSpec, config: Config) -> BackendName:
     return BackendName(config.backend) if spec.backend is BackendName.AUTO else spec.backend
 
 
-async def _sweep(backend: Backend, known: list[str]) -> None:
+async def _sweep(backend: Backend, known: list[str], metrics: Metrics) -> None:
     """End what an earlier life of this node left; a backend that is of no use now says so itself when it is needed."""
     try:
         for ended in await backend.sweep(known):
+            metrics.drift.inc()
             logger.warning("container_left_over", ended=ended)
     except BackendError as error:
         level = logger.warning if known else logger.debug

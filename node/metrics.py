@@ -26,8 +26,8 @@ class Metrics:
             "stoker_dead_letters", "Jobs and entries given up: the worker died too often, or nobody can read it."
         )
         self.retries = self._of_container("stoker_step_retries", "Container calls that were repeated.")
-        self.drift = self._of_container(
-            "stoker_container_drift", "Containers found otherwise than configured, and replaced or removed."
+        self.drift = self._counter(
+            "stoker_container_drift", "Containers found otherwise than configured, and replaced or ended."
         )
         self.store_emptied = self._counter("stoker_store_emptied", "Times the store was found without what it held.")
         self.scripts_loaded = self._counter("stoker_store_scripts_loaded", "Scripts given to a server without them.")

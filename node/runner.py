@@ -68,7 +68,7 @@ class Runner:
                         for lane in self._lanes.values():
                             lane.abort([job_id])
             except Unavailable as error:
-                log.warning("stopping_waits", error=str(error))
+                log.debug("stopping_waits", error=str(error))
                 await asyncio.sleep(STOPPING_RETRY_S)
 
     async def _renew(self) -> None:

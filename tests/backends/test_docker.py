@@ -62,8 +62,10 @@ async def test_a_container_whose_configuration_changed_is_replaced(
     async with ground.backend() as backend:
         await backend.start(ground.spec(), quiet)
     before = ground.container().id
-    async with ground.backend() as backend:
+    drift: list[str] = []
+    async with ground.backend(drifted=lambda: drift.append("")) as backend:
         instance = await backend.start(ground.spec(**change), quiet)
+        assert len(drift) == 1
         assert await caller.get(instance)
         assert ground.container().id != before
         assert len(ground.left_running()) == 1

@@ -33,7 +33,8 @@ class DockerBackend:
 
     What it makes is named `<prefix>-<node_id>-<container id>` and labelled; what lacks the labels is never touched.
     `registry` is an account for pulling. `isolation` is the setting `docker_isolation`. `pull_patience_s` bounds the
-    wait for a registry that does not answer, when the image is on this machine.
+    wait for a registry that does not answer, when the image is on this machine. `drifted` is called for each
+    container that is not as configured, and replaced.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class DockerBackend:
         prefix: str = "stoker",
         base_url: str = "",
         pull_patience_s: float = 10.0,
+        drifted: Callable[[], None] = lambda: None,
     ) -> None:
         self._mark = Mark(node_id=node_id, prefix=prefix)
         self._engine = Engine(base_url=base_url)
         self._images = Images(self._engine, mark=self._mark, registry=registry, patience_s=pull_patience_s)
         self._networks = Networks(self._engine, self._mark, isolation)
         self._watch = Watch(self._engine, self._mark)
+        self._drifted = drifted
         self._cpus = 0
         self._machine = ""
 
@@ -130,6 +133,7 @@ class DockerBackend:
                 progress(f"adopting container {planned.name}")
                 return self._instance(spec, found, network, stranger)
             progress(f"replacing container {planned.name}")
+            self._drifted()
             await _remove(self._engine, found["Id"], spec.stop_grace_s)
         return self._instance(spec, await self._bring_up(spec, planned, progress), network, stranger)
 
