@@ -31,7 +31,7 @@ return found
 class Expected:
     """A job as it must be. stream: the node that streams it; outputs: of finished steps, the last one's is the result.
 
-    hasty: the timeout that it brought, of a length that every look finds over.
+    hasty: the timeout that it brought, of a length that every look finds over. bulk: it waits behind everybody's.
     """
 
     id: str
@@ -48,6 +48,7 @@ class Expected:
     node: str = ""
     outputs: list[bytes] = field(default_factory=list)
     result: ContainerResult | None = None
+    bulk: bool = False
     dead: bool = False
     retried_as: str = ""
 
@@ -82,6 +83,9 @@ class Model:
         job = self.jobs.get(claim.job_id)
         return job is not None and job.state is State.RUNNING and job.attempt == claim.attempt
 
+    def in_turn(self, container: str, *, bulk: bool) -> list[str]:
+        return [job_id for job_id in self.waiting[container] if self.jobs[job_id].bulk is bulk]
+
     # Transitions
 
     def accept(self, job: Expected) -> None:
@@ -109,7 +113,7 @@ class Model:
 
     def queue(self, job_id: str) -> State:
         job = self.jobs[job_id]
-        job.state = State.QUEUED
+        job.state, job.bulk = State.QUEUED, False
         self.waiting[job.container].append(job_id)
         return job.state
 
@@ -160,16 +164,21 @@ class Kept:
         return {job_id: dict(zip(flat[::2], flat[1::2], strict=True)) for job_id, flat in found.items()}
 
     def entries(self, container: str) -> dict[str, tuple[str, str]]:
-        """Of a lane: entry -> job and step, in the lane's order; of what is not ours, nothing."""
-        found = {entry: dict(zip(flat[::2], flat[1::2], strict=True)) for entry, flat in self._lane(container)[0]}
+        """Of a lane, then of its bulk queue: entry, as a record names it -> job and step; "" for what is not ours."""
+        found = {
+            mark + entry: dict(zip(flat[::2], flat[1::2], strict=True))
+            for mark, (entries, _) in self._streams(container)
+            for entry, flat in entries
+        }
         return {entry: (fields.get("j", ""), fields.get("s", "")) for entry, fields in found.items()}
 
     def leases(self, container: str) -> dict[str, str]:
-        """Of a lane: entry -> the node that runs it."""
-        return {row[0]: row[1] for row in self._lane(container)[1]}
+        """The same entries -> the nodes that run them."""
+        return {mark + row[0]: row[1] for mark, (_, held) in self._streams(container) for row in held}
 
-    def _lane(self, container: str) -> list[Any]:
-        return self.keys.get("lane:" + container, [[], []])
+    def _streams(self, container: str) -> list[tuple[str, Any]]:
+        nothing: list[Any] = [[], []]
+        return [(mark, self.keys.get(f"{name}:{container}", nothing)) for mark, name in (("", "lane"), ("b", "bulk"))]
 
 
 def agree(model: Model, kept: Kept) -> None:
@@ -229,6 +238,7 @@ def _lane_agrees(model: Model, kept: Kept, container: str) -> None:
         assert expected.items() <= entries.items()
     else:
         assert entries == expected
-        order = [job_id for entry, (job_id, _) in entries.items() if entry not in held]
-        assert order == model.waiting[container]
+        for bulk in (False, True):
+            order = [each for entry, (each, _) in entries.items() if entry not in held and (entry[0] == "b") is bulk]
+            assert order == model.in_turn(container, bulk=bulk)
     assert leases == held

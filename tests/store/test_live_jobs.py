@@ -199,6 +199,13 @@ async def test_a_stream_ends_with_its_node(store: Store, neighbour: Store, raw: 
     assert raw.smembers(KEY + "streams:n2") == set()
 
 
+async def test_a_stream_that_takes_too_long_is_no_longer_its_nodes(store: Store, raw: redis.Redis) -> None:
+    await store.alive([], "m")
+    await store.open(ME, "s-1", ["a"], State.RUNNING, data=b"{}")
+    assert "not done 0.05 s" in (await failed_with(store, "s-1", timeout_s=0.05)).error
+    assert raw.smembers(KEY + "streams:n1") == set()
+
+
 async def test_a_job_that_somebody_reported_as_running_ends_in_time(store: Store) -> None:
     await store.open(ME, "r-1", ["a"], State.RUNNING)
     assert await look(store, gone_s=0.001) == []

@@ -32,14 +32,14 @@ from tests.store.support import ME, OTHER
 from tests.support import RedisServer
 
 FULL = bool(os.environ.get("STOKER_FULL"))
-PLAYS, STEPS = (3000, 60) if FULL else (60, 40)
+PLAYS, STEPS = (1500, 80) if FULL else (10, 80)
 
 T = TypeVar("T")
 
 CONTAINERS = ("a", "b", "c")
 NODES = ("n1", "n2")
 CALLERS = {caller.id: caller for caller in (ME, OTHER)}
-BOUNDS = Bounds(lane=8, pending=12, look_s=0)
+BOUNDS = Bounds(lane=8, pending=12, share=4, look_s=0)
 DEATHS = 3
 HASTE_S = 1e-9
 LIMITS = {"queue_timeout_s": 3600, "timeout_s": 3600, "gone_s": 3600}
@@ -109,14 +109,18 @@ class Machine(RuleBasedStateMachine):
                 assert answer == job_id
                 ids[i] = job_id
                 job = Expected(id=job_id, caller=caller, chain=request.containers, data=request.data, hasty=hasty)
+                job.bulk = self._live(caller) >= BOUNDS.share
                 self.model.accept(job)
 
     def _refused(self, request: JobRequest, caller: str, answer: Refusal) -> None:
         if isinstance(answer, RateLimited):
-            assert sum(job.caller == caller for job in self.model.live()) >= BOUNDS.pending
+            assert self._live(caller) >= BOUNDS.pending
         else:
             assert isinstance(answer, Unavailable)
-            assert self.raw.xlen(f"{KEY}lane:{request.containers[0]}") >= BOUNDS.lane
+            assert len(Kept(self.raw).entries(request.containers[0])) >= BOUNDS.lane
+
+    def _live(self, caller: str) -> int:
+        return sum(job.caller == caller for job in self.model.live())
 
     @rule(node=nodes, pick=picks, state=st.sampled_from(ENDS))
     def end(self, node: str, pick: int, state: State) -> None:
@@ -193,12 +197,13 @@ class Machine(RuleBasedStateMachine):
 
     @rule(node=nodes, container=containers, count=st.integers(1, 4))
     def claim(self, node: str, container: str, count: int) -> None:
-        model, waiting = self.model, list(self.model.waiting[container])
+        model = self.model
+        lane, bulk = (model.in_turn(container, bulk=bulk) for bulk in (False, True))
         claims, _ = self._do(self.stores[node].claim(container, count))
         taken = [claim.job_id for claim in claims]
         assert len(taken) <= count
         if container not in model.damaged | model.littered:
-            assert taken == waiting[:count], "first in, first out"
+            assert taken in ((lane + bulk)[:count], (bulk + lane)[:count]), "first in, first out"
         for claim in claims:
             model.begin(claim, node)
             self.claims.append((node, claim))
@@ -277,7 +282,7 @@ class Machine(RuleBasedStateMachine):
         for job_id, state in changed:
             assert self.model.lose(job_id, DEATHS) is state
 
-    @rule(node=nodes, over=st.sampled_from(["", "", "", "", "gone_s", "queue_timeout_s", "timeout_s"]))
+    @rule(node=nodes, over=st.sampled_from(["", "", "gone_s", "queue_timeout_s", "timeout_s"]))
     def look(self, node: str, over: str) -> None:
         """over: the limit that is: no node has been heard of lately, or a job waits or lives too long."""
         self._age()
@@ -309,16 +314,17 @@ class Machine(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(DAMAGE), container=containers, pick=picks)
     def damage(self, kind: str, container: str, pick: int) -> None:
-        lane, kept = f"{KEY}lane:{container}", Kept(self.raw)
+        lane, kept = f"{KEY}{'bulk' if pick % 4 == 0 else 'lane'}:{container}", Kept(self.raw)
         entries, leases = list(kept.entries(container)), list(kept.leases(container))
         if kind == "lane":
             self.raw.delete(lane)
-        elif kind == "group" and entries:
+        elif kind == "group" and self.raw.exists(lane):
             self.raw.xgroup_destroy(lane, "nodes")
         elif kind == "lease" and leases:
-            self.raw.xack(lane, "nodes", leases[pick % len(leases)])
+            stream, entry = _place(container, leases[pick % len(leases)])
+            self.raw.xack(stream, "nodes", entry)
         elif kind == "entry" and entries:
-            self.raw.xdel(lane, entries[pick % len(entries)])
+            self.raw.xdel(*_place(container, entries[pick % len(entries)]))
         elif kind == "twice" and entries:
             job_id, step = kept.entries(container)[entries[pick % len(entries)]]
             self.raw.xadd(lane, {"j": job_id, "s": step})
@@ -326,7 +332,7 @@ class Machine(RuleBasedStateMachine):
             self.raw.xadd(lane, [{"x": "1"}, {"j": "nobody", "s": "0"}, {"j": "nobody", "s": "x"}][pick % 3])
         elif kind == "scripts":
             self.raw.script_flush()
-        if kind in ("twice", "litter"):
+        if kind in ("twice", "litter"):  # for good: nobody reads what stands behind what is of use
             self.model.littered.add(container)
         elif kind != "scripts":
             self.model.damaged.add(container)
@@ -362,7 +368,7 @@ class Machine(RuleBasedStateMachine):
         assert [kept.entries(container) or kept.leases(container) for container in CONTAINERS] == [{}] * 3
         for state in ENDS:
             self.purge("n2", state, over=True)
-        left = [key for key in Kept(self.raw).keys if not key.startswith(("lane:", "once:"))]
+        left = [key for key in Kept(self.raw).keys if not key.startswith(("lane:", "bulk:", "once:"))]
         left = [key for key in left if key not in ("nodes", "served", "mark")]
         assert left == []
 
@@ -410,11 +416,18 @@ class Machine(RuleBasedStateMachine):
             held = {records[job_id]["entry"]: self.model.jobs[job_id].node for job_id in running}
             if leases == held and all(records[job_id]["entry"] in entries for job_id in waiting + running):
                 waiting.sort(key=lambda job_id: list(entries).index(records[job_id]["entry"]))
+                for job_id in waiting:
+                    self.model.jobs[job_id].bulk = records[job_id]["entry"][0] == "b"
                 self.model.damaged.remove(container)
 
 
 async def _together(*work: Awaitable[Any]) -> list[Any]:
     return list(await asyncio.gather(*work))
+
+
+def _place(container: str, entry: str) -> tuple[str, str]:
+    """The stream of an entry, and its id there."""
+    return (f"{KEY}bulk:{container}", entry[1:]) if entry[0] == "b" else (f"{KEY}lane:{container}", entry)
 
 
 def _overdue(job: Expected, over: str) -> bool:

@@ -53,7 +53,6 @@ local function running(id, job, args)
       job.change = 'held'
     end
   elseif job.node ~= '' and silent('nodes', job.node, tonumber(args[5])) then
-    redis.call('SREM', PREFIX .. 'streams:' .. job.node, id)
     return nil, 'the node stopped while it streamed'
   end
   return math.huge
@@ -74,6 +73,7 @@ end
 -- End a job, whatever is left of its record.
 local function failed(id, job, words, stopped)
   if job.entry and job.container then dequeue(job.container, job.entry) end
+  if job.node then redis.call('SREM', PREFIX .. 'streams:' .. job.node, id) end
   conclude(id, 'failed', job.caller or '', tonumber(job.created) or now, 'error', words, 'failed_in', job.container or '')
   if job.broken then redis.call('ZADD', PREFIX .. 'dead', now, id) end
   if job.state == 'running' then redis.call('PUBLISH', stopped, id) end
