@@ -7,18 +7,11 @@ import msgspec
 
 from node import payload
 from node.api import shapes
-from node.errors import Refusal, Rejected, TooLarge, UnsupportedMedia
+from node.errors import Refusal, Rejected, TooLarge
 from node.jobs import JobRequest, State
 
 TURN_BYTES = 64 * 1024  # of a batch, read at one go
 REPORTED = {"running": State.RUNNING, "success": State.SUCCEEDED, "failed": State.FAILED}
-
-ERRORS = (
-    Rejected("Could not parse message", reason="data: expected an object"),
-    TooLarge("Body too large", limit_bytes=16_777_216),
-    UnsupportedMedia("Content-Type must be application/json, in UTF-8", content_type="text/plain"),
-)
-"""Examples of what is refused of any body."""
 
 
 class _Envelope(msgspec.Struct):

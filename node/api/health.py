@@ -5,19 +5,12 @@
 
 from aiohttp import web
 
-from node.api import shapes
+from node.api import examples, shapes
 from node.api.middleware import reply
 from node.api.route import Answer, Route
 from node.jobs import Role
 from node.metrics import CONTENT_TYPE, Metrics
 from node.orchestrator import Orchestrator
-
-READY: shapes.Readiness = {"reasons": [], "status": "ready", "warnings": []}
-UNREADY: shapes.Readiness = {
-    "reasons": ["redis: connection refused"],
-    "status": "unready",
-    "warnings": ["container ocr: its image is built"],
-}
 
 
 class Probes:
@@ -35,7 +28,7 @@ class Probes:
                 tag="health",
                 summary="Is the node alive",
                 role=None,
-                answers={200: Answer(about="Yes.", kind=shapes.Live, examples={"live": {"status": "live"}})},
+                answers={200: Answer(about="Yes.", kind=shapes.Live, examples={"live": examples.LIVE})},
             ),
             Route(
                 method="GET",
@@ -46,8 +39,8 @@ class Probes:
                 summary="Should requests be sent here",
                 role=None,
                 answers={
-                    200: Answer(about="Yes.", kind=shapes.Readiness, examples={"ready": READY}),
-                    503: Answer(about="No.", kind=shapes.Readiness, examples={"unready": UNREADY}),
+                    200: Answer(about="Yes.", kind=shapes.Readiness, examples={"ready": examples.READY}),
+                    503: Answer(about="No.", kind=shapes.Readiness, examples={"unready": examples.UNREADY}),
                 },
             ),
             Route(

@@ -13,11 +13,17 @@ import structlog
 from aiohttp import web
 
 from node import __version__
-from node.api import body, shapes
+from node.api import body, examples, shapes
 from node.api.middleware import CALLER, HEADERS, ONCE, once, read_json, reply
 from node.api.route import Answer, Body, Parameter, Route
 from node.config import Server
-from node.errors import SHOWN_CHARS, Forbidden, Mismatch, NotFound, Refusal, Rejected, TooLarge, Unavailable
+from node.errors import (
+    SHOWN_CHARS,
+    Forbidden,
+    NotFound,
+    Refusal,
+    Unavailable,
+)
 from node.guardian import demand, within
 from node.jobs import JobRequest, Role
 from node.orchestrator import Orchestrator
@@ -27,31 +33,6 @@ log = structlog.get_logger()
 
 ID_ALONE_S = 0.05  # nothing follows a stream's id sooner: all that infernet-client's first read finds is the id to it
 STREAM = "application/octet-stream"
-
-AN_ID = "44699622-5b8a-4cbf-815a-271687f235c8"
-A_CHAIN: shapes.JobRequest = {"containers": ["language", "sentiment"], "data": {"text": "What a lovely morning."}}
-A_STREAM: shapes.StreamRequest = {"containers": ["language"], "data": {"text": "What a lovely morning."}}
-A_RESULT: shapes.JobResult = {
-    "id": AN_ID,
-    "intermediate_results": [{"container": "language", "output": {"language": "en"}}],
-    "result": {"container": "sentiment", "output": {"sentiment": 0.5859}},
-    "status": "success",
-}
-A_CONTAINER: shapes.Container = {
-    "description": "Tells the language",
-    "external": True,
-    "id": "language",
-    "image": "language:1",
-}
-A_NODE: shapes.Info = {
-    "chain": {"address": "", "enabled": False},
-    "containers": [A_CONTAINER],
-    "pending": {"offchain": 2, "onchain": 0},
-    "version": __version__,
-}
-NOT_HERE = Rejected("Container not supported", container="langauge")
-SUBMIT_ERRORS = (*body.ERRORS, NOT_HERE)
-USED_BEFORE = Mismatch("Idempotency-Key was used for another request")
 
 
 class Infernet:
@@ -74,16 +55,16 @@ class Infernet:
                 summary="Submit a job",
                 role=Role.SUBMIT,
                 parameters=(ONCE,),
-                body=Body(kind=shapes.JobRequest, examples={"chain": A_CHAIN}),
+                body=Body(kind=shapes.JobRequest, examples={"chain": examples.CHAIN}),
                 answers={
                     200: Answer(
                         about="Accepted.",
                         kind=shapes.Accepted,
-                        examples={"accepted": {"id": AN_ID}},
+                        examples={"accepted": examples.ACCEPTED},
                         leads_to=("find_jobs", "cancel_job", "retry_job"),
                     )
                 },
-                errors=(*SUBMIT_ERRORS, Rejected("No containers specified"), USED_BEFORE),
+                errors=(*examples.OF_SUBMITS, examples.TOO_MANY_JOBS, examples.QUEUE_FULL, examples.USED_BEFORE),
             ),
             Route(
                 method="POST",
@@ -94,20 +75,15 @@ class Infernet:
                 summary="Submit many jobs at once",
                 role=Role.SUBMIT,
                 parameters=(ONCE,),
-                body=Body(kind=list[shapes.JobRequest], examples={"two": [A_CHAIN, A_CHAIN]}),
+                body=Body(kind=list[shapes.JobRequest], examples={"two": [examples.CHAIN, examples.CHAIN]}),
                 answers={
                     200: Answer(
                         about="One answer for each item, in its place: accepted, or why not.",
                         kind=list[shapes.Accepted | shapes.Error],
-                        examples={"one_of_two": [{"id": AN_ID}, shapes.error(NOT_HERE)]},
+                        examples={"one_of_two": [examples.ACCEPTED, shapes.error(examples.NO_CONTAINER)]},
                     )
                 },
-                errors=(
-                    *body.ERRORS,
-                    Rejected("Expected a list", reason="not a list"),
-                    TooLarge("Batch too large", limit=10_000),
-                    USED_BEFORE,
-                ),
+                errors=(*examples.OF_BODIES, examples.NOT_A_LIST, examples.BATCH_TOO_LARGE, examples.USED_BEFORE),
             ),
             Route(
                 method="POST",
@@ -117,7 +93,7 @@ class Infernet:
                 tag="jobs",
                 summary="Run one container and relay what it sends",
                 role=Role.SUBMIT,
-                body=Body(kind=shapes.StreamRequest, examples={"one": A_STREAM}),
+                body=Body(kind=shapes.StreamRequest, examples={"one": examples.STREAM}),
                 answers={
                     200: Answer(
                         about="The job's id on a line of its own, then the container's bytes.",
@@ -126,12 +102,7 @@ class Infernet:
                         media=STREAM,
                     )
                 },
-                errors=(
-                    *SUBMIT_ERRORS,
-                    Rejected("Streaming supports one container", containers=["language", "sentiment"]),
-                    Unavailable("Container not ready", container="language"),
-                    Unavailable("Too many streams", limit=1000, setting="server.max_streams"),
-                ),
+                errors=(*examples.OF_SUBMITS, examples.ONE_CONTAINER, examples.NOT_READY, examples.TOO_MANY_STREAMS),
             ),
             Route(
                 method="GET",
@@ -160,10 +131,10 @@ class Infernet:
                     200: Answer(
                         about="With `id` results in the order asked, unknown ids left out; else ids, oldest first.",
                         kind=list[shapes.JobResult] | list[str],
-                        examples={"results": [A_RESULT], "ids": [AN_ID]},
+                        examples={"results": [examples.RESULT], "ids": [examples.ID]},
                     )
                 },
-                errors=(NotFound("Job not found", id=[AN_ID]),),
+                errors=(examples.UNKNOWN_ALL,),
             ),
             Route(
                 method="PUT",
@@ -175,14 +146,10 @@ class Infernet:
                 role=Role.ADMIN,
                 body=Body(
                     kind=shapes.StatusReport,
-                    examples={"ended": {"id": "outside-1", "status": "success", "containers": ["language"]}},
+                    examples={"ended": examples.STATUS_REPORT},
                 ),
                 answers={200: Answer(about="Recorded.", kind=None, examples={"null": None})},
-                errors=(
-                    *body.ERRORS,
-                    Rejected("Status is invalid", allowed=sorted(body.REPORTED)),
-                    Forbidden("Unauthorized"),
-                ),
+                errors=(*examples.OF_BODIES, examples.NO_SUCH_STATUS, examples.OTHER_NETWORK),
             ),
         ]
 
@@ -197,11 +164,11 @@ class Infernet:
                 summary="Could a job be accepted",
                 role=None,
                 answers={
-                    200: Answer(about="Yes.", kind=shapes.Health, examples={"healthy": {"status": "healthy"}}),
+                    200: Answer(about="Yes.", kind=shapes.Health, examples={"healthy": examples.HEALTHY}),
                     503: Answer(
                         about="No.",
                         kind=shapes.Health,
-                        examples={"unhealthy": {"reason": "The job store does not answer", "status": "unhealthy"}},
+                        examples={"unhealthy": examples.UNHEALTHY},
                     ),
                 },
             ),
@@ -221,8 +188,8 @@ class Infernet:
                         kind=bool,
                     ),
                 ),
-                answers={200: Answer(about="The node.", kind=shapes.Info, examples={"one_container": A_NODE})},
-                errors=(Forbidden("The key may not do this", role="read", needed="admin"),),
+                answers={200: Answer(about="The node.", kind=shapes.Info, examples={"one_container": examples.INFO})},
+                errors=(examples.SMALL_KEY,),
             ),
             Route(
                 method="GET",
@@ -239,7 +206,7 @@ class Infernet:
                     200: Answer(
                         about="By container; those that say nothing are left out.",
                         kind=dict[str, Any],
-                        examples={"language": {"language": {"service_id": "language", "version": "1.0.0"}}},
+                        examples={"language": examples.RESOURCES},
                     )
                 },
             ),

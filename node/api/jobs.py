@@ -2,29 +2,15 @@
 
 from aiohttp import web
 
-from node.api import shapes
-from node.api.infernet import AN_ID, NOT_HERE
+from node.api import examples, shapes
 from node.api.middleware import CALLER, reply
 from node.api.route import Answer, Parameter, Route
-from node.errors import Conflict, NotFound
 from node.jobs import Role
 from node.orchestrator import Orchestrator
 
 DEAD_SHOWN = 1000
 
 JOB_ID = Parameter(name="id", where="path", about="The job's id.", pattern="[0-9a-f-]{36}")
-UNKNOWN = NotFound("Job not found", id=AN_ID)
-CANCELLED: shapes.JobResult = {
-    "id": AN_ID,
-    "intermediate_results": [],
-    "result": {"container": "language", "error": "cancelled: by request"},
-    "status": "failed",
-}
-DEAD: shapes.JobResult = {
-    "id": AN_ID,
-    "result": {"container": "language", "error": "its worker died 3 times in this step"},
-    "status": "failed",
-}
 
 
 class Jobs:
@@ -42,8 +28,10 @@ class Jobs:
                 summary="Cancel a job",
                 role=Role.SUBMIT,
                 parameters=(JOB_ID,),
-                answers={200: Answer(about="Cancelled.", kind=shapes.JobResult, examples={"cancelled": CANCELLED})},
-                errors=(UNKNOWN, Conflict("Job has ended", id=AN_ID, state="succeeded")),
+                answers={
+                    200: Answer(about="Cancelled.", kind=shapes.JobResult, examples={"cancelled": examples.CANCELLED})
+                },
+                errors=(examples.UNKNOWN, examples.ENDED),
             ),
             Route(
                 method="POST",
@@ -58,11 +46,11 @@ class Jobs:
                     200: Answer(
                         about="The job that goes on from there.",
                         kind=shapes.Accepted,
-                        examples={"accepted": {"id": AN_ID}},
+                        examples={"accepted": examples.ACCEPTED},
                         leads_to=("find_jobs", "cancel_job"),
                     )
                 },
-                errors=(NOT_HERE, UNKNOWN, Conflict("Job has not failed", id=AN_ID, state="running")),
+                errors=(examples.NO_CONTAINER, examples.UNKNOWN, examples.NOT_FAILED, examples.STOPPING),
             ),
             Route(
                 method="GET",
@@ -72,7 +60,9 @@ class Jobs:
                 tag="jobs",
                 summary="Jobs that somebody should look at",
                 role=Role.READ,
-                answers={200: Answer(about="Newest first.", kind=list[shapes.JobResult], examples={"one": [DEAD]})},
+                answers={
+                    200: Answer(about="Newest first.", kind=list[shapes.JobResult], examples={"one": [examples.DEAD]})
+                },
             ),
         ]
 

@@ -11,10 +11,10 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from node import __version__
-from node.api import shapes
+from node.api import examples, shapes
 from node.api.middleware import REQUEST_ID, STATUS, reply
 from node.api.route import JSON, READING, Answer, Body, Parameter, Route
-from node.errors import Forbidden, RateLimited, Refusal, TooSlow, Unauthorized, Unavailable
+from node.errors import Refusal
 from node.jobs import Role
 
 ABOUT = """
@@ -46,13 +46,6 @@ MEANINGS = {
     429: "Too many requests, or jobs, of this caller.",
     503: "The node cannot do it now. Nothing was done; try again.",
 }
-NO_KEY = Unauthorized("A valid API key is needed, as `Authorization: Bearer KEY`")
-SMALL_KEY = Forbidden("The key may not do this", role="read", needed="submit")
-OTHER_HOST = Forbidden("Host not allowed", host="example.com", setting="server.allowed_hosts")
-OTHER_SITE = Forbidden("Request from another site", origin="https://example.com", setting="server.allowed_hosts")
-TOO_MANY = RateLimited("Too many requests", limit=60, period_s=60)
-NO_STORE = Unavailable("The job store does not answer", reason="connection refused")
-SLOW = TooSlow("Request too slow", limit_s=15, setting="server.request_timeout_s")
 HEADERS = {
     REQUEST_ID: ("Name of the request in the node's log: the one that came with it, or a new one.", "string"),
     "RateLimit-Limit": ("Where there is a limit: how many requests to this route it is.", "integer"),
@@ -172,8 +165,8 @@ def _parameter(each: Parameter, schemas: _Schemas) -> dict[str, Any]:
 
 
 def _content(told: Body | Answer, schemas: _Schemas) -> dict[str, Any]:
-    examples = {name: {"value": value} for name, value in told.examples.items()}
-    return {"schema": schemas.of(told.kind)} | ({"examples": examples} if examples else {})
+    shown = {name: {"value": value} for name, value in told.examples.items()}
+    return {"schema": schemas.of(told.kind)} | ({"examples": shown} if shown else {})
 
 
 def _answers(route: Route, schemas: _Schemas) -> dict[str, Any]:
@@ -189,17 +182,17 @@ def _answers(route: Route, schemas: _Schemas) -> dict[str, Any]:
 
 
 def _errors(route: Route, schemas: _Schemas) -> dict[str, Any]:
-    examples: dict[int, dict[str, Any]] = {}
+    by_status: dict[int, dict[str, Any]] = {}
     for refusal in (*route.errors, *_of_all(route)):
         name = re.sub(r"\W+", "_", refusal.message.lower()).strip("_")
-        examples.setdefault(STATUS[refusal.code], {})[name] = shapes.error(refusal)
+        by_status.setdefault(STATUS[refusal.code], {})[name] = shapes.error(refusal)
     return {
         str(status): {
             "description": MEANINGS[status],
             "headers": _headers(route, status),
             "content": {JSON: _content(Body(kind=shapes.Error, examples=named), schemas)},
         }
-        for status, named in sorted(examples.items())
+        for status, named in sorted(by_status.items())
     }
 
 
@@ -207,12 +200,12 @@ def _of_all(route: Route) -> list[Refusal]:
     """What any route of this kind refuses, whatever it does."""
     if route.role is None:
         return []
-    refused: list[Refusal] = [NO_KEY, OTHER_HOST, TOO_MANY, NO_STORE]
+    refused: list[Refusal] = [examples.NO_KEY, examples.OTHER_HOST, examples.TOO_MANY_REQUESTS, examples.NO_STORE]
     if route.role is not Role.READ:  # every key may read
-        refused.append(SMALL_KEY)
+        refused.append(examples.SMALL_KEY)
     if route.method not in READING:
-        refused.append(OTHER_SITE)
-    return [*refused, SLOW] if route.body else refused
+        refused.append(examples.OTHER_SITE)
+    return refused
 
 
 def _headers(route: Route, status: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,14 +20,16 @@ from node.config import Server
 from node.jobs import Role
 from node.metrics import Metrics
 from tests.api.support import Client
-from tests.support import Echo, Node, stoker
-
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+from tests.support import Echo, Node, free_port, stoker
 
 FULL = bool(os.environ.get("STOKER_FULL"))
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(3600 if FULL else 300)]
+
 EXAMPLES = 300 if FULL else 4  # per operation
 MAX_CHAIN = 4
 NAMES = ("language", "sentiment")  # those of the document's examples
+AWAY = "away"
+REQUESTS = ("JobRequest", "StreamRequest", "StatusReport")  # what they do not name is not looked at
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 RULES = """
 [checks.positive_data_acceptance]  # 422: the fuzzer had used an idempotency key for another request
@@ -38,18 +41,25 @@ checks.negative_data_rejection.expected-statuses = ["200", "4xx"]
 """
 
 
+@asynccontextmanager
+async def serving(directory: Path, echo: Echo) -> AsyncIterator[Node]:
+    """A node whose containers take all that the document allows; one of them is away, so that its jobs wait."""
+    containers = [*echo.containers(*NAMES), {"id": AWAY, "url": f"http://127.0.0.1:{free_port()}"}]
+    for container in containers:
+        container["generates_proofs"] = True
+    async with Node(directory, containers, down=(AWAY,), server={"max_chain": MAX_CHAIN}) as node:
+        yield node
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def node(tmp_path_factory: pytest.TempPathFactory, echo: Echo) -> AsyncIterator[Node]:
-    """Its containers take all that the document allows."""
-    containers = echo.containers(*NAMES, generates_proofs=True)
-    async with Node(tmp_path_factory.mktemp("open"), containers, server={"max_chain": MAX_CHAIN}) as node:
+    async with serving(tmp_path_factory.mktemp("open"), echo) as node:
         yield node
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def keyed(tmp_path_factory: pytest.TempPathFactory, echo: Echo) -> AsyncIterator[Node]:
-    containers = echo.containers(*NAMES, generates_proofs=True)
-    async with Node(tmp_path_factory.mktemp("keyed"), containers, server={"max_chain": MAX_CHAIN}) as node:
+    async with serving(tmp_path_factory.mktemp("keyed"), echo) as node:
         yield node
 
 
@@ -131,23 +141,20 @@ async def test_each_route_lets_in_the_roles_that_it_names(keyed: Node, keys: dic
 
 
 def closed(document: Any) -> Any:
-    """The document with its objects closed, so that a field that it does not name is a fault of ours."""
+    """The document with the objects of answers closed, so that a field that it does not name is a fault of ours."""
     told = copy.deepcopy(document)
-    for schema in told["components"]["schemas"].values():
-        if "properties" in schema:
+    for name, schema in told["components"]["schemas"].items():
+        if "properties" in schema and name not in REQUESTS:
             schema["additionalProperties"] = False
     return told
 
 
 def fuzzed(document: Any) -> Any:
-    """The document as this node holds it: its containers; and, where ours is lenient, what is really refused."""
+    """The document as this node holds it: with its containers; and where it is lenient, with what it really refuses."""
     told = closed(document)
-    for name in ("JobRequest", "StreamRequest"):
-        schema = told["components"]["schemas"][name]
-        del schema["additionalProperties"]
-        schema["properties"]["containers"] |= {"items": {"enum": NAMES}}
-    told["components"]["schemas"]["StatusReport"].pop("additionalProperties")
-    told["components"]["schemas"]["JobRequest"]["properties"]["containers"]["maxItems"] = MAX_CHAIN
+    schemas = told["components"]["schemas"]
+    schemas["JobRequest"]["properties"]["containers"] |= {"items": {"enum": [*NAMES, AWAY]}, "maxItems": MAX_CHAIN}
+    schemas["StreamRequest"]["properties"]["containers"] |= {"items": {"enum": NAMES}}
     for _, _, operation in operations(told):
         for parameter in operation["parameters"]:
             if parameter["schema"] == {"type": "boolean"}:  # in a query, any other word counts as absent
@@ -155,29 +162,27 @@ def fuzzed(document: Any) -> Any:
     return told
 
 
-def fuzz(directory: Path, url: str, document: Any, *, key: str = "", without: tuple[str, ...] = ()) -> dict[str, Any]:
+def fuzz(directory: Path, url: str, document: Any, *, key: str = "", without: tuple[str, ...] = ()) -> Any:
     """Run the fuzzer's own command; its report. Fails with all that it found."""
     (directory / "openapi.json").write_text(json.dumps(document))
     (directory / "schemathesis.toml").write_text(RULES)
-    told = ["--report", "json", "--report-json-path", "report.json", "--output-sanitize", "false"]
+    checks = ",".join(["use_after_free", *without])  # a cancelled job can still be asked for
     header = ["--header", f"Authorization: Bearer {key}"] if key else []
-    size = ["--max-examples", str(EXAMPLES), "--generation-database", "none"]
-    left_out = ["--exclude-checks", ",".join(("use_after_free", *without))]  # a cancelled job can still be asked for
     done = subprocess.run(
         [
             *(str(Path(sys.executable).with_name("schemathesis")), "run", "openapi.json", "--url", url),
+            *("--max-examples", str(EXAMPLES), "--generation-database", "none", "--exclude-checks", checks),
             *("--no-color", "--continue-on-failure", "--warnings", "off"),
-            *told,
+            *("--report", "json", "--report-json-path", "report.json"),
             *header,
-            *size,
-            *left_out,
         ],
         cwd=directory,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
     return json.loads((directory / "report.json").read_text())
 
 
@@ -189,8 +194,9 @@ async def test_a_fuzzer_finds_no_fault(node: Node, document: Any, tmp_path: Path
     assert report["operations"]["tested"] == len(list(operations(told)))
 
 
-@pytest.mark.parametrize("role", [*Role] if FULL else [Role.ADMIN])
+@pytest.mark.parametrize("role", [*Role] if FULL else [Role.SUBMIT])
 async def test_a_fuzzer_with_a_key_finds_no_fault(
     keyed: Node, keys: dict[str, str], document: Any, tmp_path: Path, role: Role
 ) -> None:
-    fuzz(tmp_path, keyed.url, fuzzed(document), key=keys[role.value])
+    report = fuzz(tmp_path, keyed.url, fuzzed(document), key=keys[role.value])
+    assert report["operations"]["tested"] == len(list(operations(document)))
