@@ -199,7 +199,7 @@ class Keeper:
             self.health = replace(self.health, log_tail=tuple(await instance.log_tail(LOG_LINES)))
 
     async def _why_down(self) -> str:
-        """A call to it broke: how it ended, in words, or nothing when it runs on, or nobody can tell soon."""
+        """A call to it broke: how it ended, or what befell it though it runs on; nothing when nobody can tell soon."""
         instance = self._latest
         if instance is None:
             return ""
@@ -212,7 +212,7 @@ class Keeper:
             pass
         finally:
             ended.cancel()
-        return ended.result() if ended.done() and not ended.cancelled() else ""
+        return ended.result() if ended.done() and not ended.cancelled() else await instance.mishap()
 
     async def _failed(self, phase: Phase, reason: str) -> None:
         self._ready.clear()

@@ -53,7 +53,7 @@ class StepFailed(Exception):
 class Service:
     """HTTP client of one container. `url` is set by the registry each time the container comes up somewhere.
 
-    `why_down` is asked when a connection broke: how the container ended, in words, or nothing if it did not.
+    `why_down` is asked when a connection broke: how the container ended, or what else befell it, in words, or nothing.
     """
 
     def __init__(self, spec: ContainerSpec, why_down: Callable[[], Awaitable[str]] | None = None) -> None:

@@ -39,6 +39,13 @@ class Instance(Protocol):
         """
         ...
 
+    async def mishap(self) -> str:
+        """What befell it in the last seconds although it runs on, in words; nothing if nothing is known.
+
+        Asked when a connection to it broke: perhaps one of several processes in it was killed.
+        """
+        ...
+
     async def log_tail(self, lines: int) -> list[str]:
         """Its last output lines, oldest first, at most `lines` of them and each at most `LINE_CHARACTERS` long.
 

@@ -56,6 +56,9 @@ class RemoteInstance:
         await self._stopped.wait()
         return "no longer used"
 
+    async def mishap(self) -> str:
+        return ""
+
     async def log_tail(self, lines: int) -> list[str]:
         return []
 

@@ -43,6 +43,13 @@ def eat(mib: str) -> Any:
     return len(HELD)
 
 
+def worker(mib: str) -> Any:
+    """Has another process eat it; when that is killed, hangs up without an answer."""
+    eater = f"held = [b'x' * 1024 * 1024 for _ in range({int(mib)})]"
+    subprocess.run([sys.executable, "-c", eater], check=True)
+    return {}
+
+
 def say(lines: str, width: str = "0") -> Any:
     """Prints numbered lines."""
     for number in range(int(lines)):
@@ -154,6 +161,7 @@ ACTIONS: dict[str, Callable[..., Any]] = {
         hand_on,
         leave,
         eat,
+        worker,
         say,
         flood,
         connect,

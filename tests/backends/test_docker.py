@@ -19,6 +19,10 @@ pytestmark = pytest.mark.docker
 
 NOBODY = 65534
 
+CGROUP_2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+CPU_QUOTA = "/sys/fs/cgroup/cpu.max" if CGROUP_2 else "/sys/fs/cgroup/cpu/cpu.cfs_quota_us"
+"""Microseconds of processor time in a tenth of a second, as a container sees it."""
+
 
 @pytest.fixture
 def ground(docker_ground: DockerGround) -> DockerGround:
@@ -193,12 +197,14 @@ async def test_the_standard_profile(ground: DockerGround, caller: Caller) -> Non
         seen = await caller.get(instance, "look")
         host = ground.container().attrs["HostConfig"]
         assert await caller.get(instance, "write", path="/file") == "ok"
+        quota = await caller.get(instance, "read", path=CPU_QUOTA)
         await instance.stop(5)
     assert seen["capabilities"] == 0
     assert seen["no_new_privileges"] == 1
     assert "init" in seen["init"]
     assert host["Memory"] == host["MemorySwap"] == 2048 * 2**20
     assert 0 < host["NanoCpus"] <= 2e9
+    assert quota.split()[0] == str(host["NanoCpus"] * 100_000 // 10**9)
     assert host["PidsLimit"] == 512
     assert host["CapDrop"] == ["ALL"]
     assert host["Init"]

@@ -50,9 +50,12 @@ async def test_a_job_whose_container_runs_out_of_memory_is_told_so_and_the_next_
 ) -> None:
     hungry = container(ground, "hungry", hardening={"memory_bytes": 48 * MIB})
     async with Node(tmp_path, [hungry], node_id=ground.node_id) as node:
+        limit = "out of memory (limit 48 MiB, hardening.memory_bytes)"
+        ended = await node.run(["hungry"], {"action": "worker", "mib": 200})
+        assert ended["result"]["error"] == f"container 'hungry': a process in it was {limit} during the step"
+        assert (await health(node, "hungry"))["restarts"] == 0
         ended = await node.run(["hungry"], {"action": "eat", "mib": 200})
         assert ended["status"] == "failed"
-        limit = "out of memory (limit 48 MiB, hardening.memory_bytes)"
         assert ended["result"]["error"] == f"container 'hungry': {limit} during the step"
         waiting = await node.submit(["hungry"], {"action": "index"})  # while it is down
         assert (await node.result(waiting))["status"] == "success"

@@ -17,7 +17,7 @@ from node.backends.docker.engine import FAULTS, Engine, words
 from node.backends.docker.images import Images
 from node.backends.docker.networks import Networks
 from node.backends.docker.plan import CONTAINER, HASH, HOST, NODE, PORT, Mark, Network, Plan, plan, refuse_mounts
-from node.backends.docker.watch import Watch
+from node.backends.docker.watch import Watch, out_of_memory
 from node.backends.output import tail
 from node.config import ContainerSpec, Isolation, Registry
 from node.errors import BackendError
@@ -129,7 +129,8 @@ class DockerBackend:
         planned = plan(spec, mark=self._mark, image=image, network=network, cpus=await self._processors())
         found = await self._found(spec)
         if found is not None:
-            if found["State"]["Running"] and found["Config"]["Labels"].get(HASH) == planned.hash:
+            same = found["Config"]["Labels"].get(HASH) == planned.hash and _is_on(found, network)
+            if same and found["State"]["Running"]:
                 progress(f"adopting container {planned.name}")
                 return self._instance(spec, found, network, stranger)
             progress(f"replacing container {planned.name}")
@@ -197,6 +198,7 @@ class DockerBackend:
             url=_url(found["NetworkSettings"], network),
             loosened=partial(self._loosened, spec),
             stranger=stranger,
+            memory_bytes=spec.hardening.memory_bytes,
         )
 
     def _loosened(self, spec: ContainerSpec) -> tuple[str, ...]:
@@ -216,6 +218,7 @@ class DockerInstance:
         url: str,
         loosened: Callable[[], tuple[str, ...]],
         stranger: str,
+        memory_bytes: int,
     ) -> None:
         self._engine = engine
         self._watch = watch
@@ -223,6 +226,7 @@ class DockerInstance:
         self._url = url
         self._loosened = loosened
         self._stranger = stranger
+        self._memory_bytes = memory_bytes
         self._exit = watch.add(container)
 
     @property
@@ -236,6 +240,11 @@ class DockerInstance:
     async def exited(self) -> str:
         reason = await asyncio.shield(self._exit)
         return f"{reason}: {self._stranger}" if self._stranger else reason
+
+    async def mishap(self) -> str:
+        if not await self._watch.was_out_of_memory(self._container):
+            return ""
+        return f"a process in it was {out_of_memory(self._memory_bytes)}"
 
     async def log_tail(self, lines: int) -> list[str]:
         if lines <= 0:
@@ -286,6 +295,12 @@ async def _remove(engine: Engine, container: str, grace_s: float) -> None:
                 raise
 
     await engine.call(work, extra_s=wait_s)
+
+
+def _is_on(found: dict[str, Any], network: Network) -> bool:
+    """Whether a container is on this very network, and not on one of the same name that is gone."""
+    settings = found["NetworkSettings"]["Networks"].get(network.name, {})
+    return network.name == HOST or settings.get("NetworkID") == network.id
 
 
 def _url(settings: dict[str, Any], network: Network) -> str:

@@ -65,11 +65,11 @@ class Networks:
             await self._cut_off()
         if self.open_because and self._isolation == "require":
             raise BackendError(f'not cut off from this host (`docker_isolation` is "require"): {self.open_because}')
-        return Network(name=self._name(internet=internet), internal=not internet, direct=self._direct)
+        return Network(name=found["Name"], id=found["Id"], internal=not internet, direct=self._direct)
 
     async def host(self) -> Network:
         """This host's own network. Nothing is cut off there."""
-        return Network(name=HOST, internal=False, direct=True)
+        return Network(name=HOST, id="", internal=False, direct=True)
 
     async def isolation(self) -> str:
         """Nothing if this process may set the rules, else why not, in words. Changes nothing."""
@@ -125,29 +125,38 @@ class Networks:
 
     def _ensure(self, client: APIClient, *, internet: bool) -> dict[str, Any]:
         name = self._name(internet=internet)
-        wanted = OPTIONS | {BRIDGE: bridge(self._mark, internet=internet)}
         try:
             found: dict[str, Any] = client.inspect_network(name)
         except NotFound:
-            made = client.create_network(
-                name,
-                driver="bridge",
-                options=wanted,
-                internal=not internet,
-                enable_ipv6=False,
-                labels={NODE: self._mark.node_id},
-                check_duplicate=True,
-            )
-            found = client.inspect_network(made["Id"])
+            return self._make(client, name, internet=internet)
         if (found["Labels"] or {}).get(NODE) != self._mark.node_id:
             raise BackendError(
                 f"the Docker network {name} is not this node's: remove it, or change `node_id`", retry=False
             )
-        if found["Internal"] == internet or found["EnableIPv6"] or not wanted.items() <= found["Options"].items():
-            raise BackendError(
-                f"the Docker network {name} was changed: remove it (docker network rm {name})", retry=False
-            )
+        options = self._options(internet=internet).items()
+        if found["Internal"] == internet or found["EnableIPv6"] or not options <= found["Options"].items():
+            # Of an earlier version, or changed by somebody. Containers on it are replaced, for they are on no other.
+            for container in found["Containers"]:
+                client.disconnect_container_from_network(container, name, force=True)
+            client.remove_network(name)
+            return self._make(client, name, internet=internet)
         return found
+
+    def _make(self, client: APIClient, name: str, *, internet: bool) -> dict[str, Any]:
+        made = client.create_network(
+            name,
+            driver="bridge",
+            options=self._options(internet=internet),
+            internal=not internet,
+            enable_ipv6=False,
+            labels={NODE: self._mark.node_id},
+            check_duplicate=True,
+        )
+        found: dict[str, Any] = client.inspect_network(made["Id"])
+        return found
+
+    def _options(self, *, internet: bool) -> dict[str, str]:
+        return OPTIONS | {BRIDGE: bridge(self._mark, internet=internet)}
 
 
 def _is_ours(gateway: str) -> bool:

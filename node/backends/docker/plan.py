@@ -62,6 +62,7 @@ class Network:
     """One of the node's bridges, or `HOST`. `direct`: this host reaches containers by their address on it."""
 
     name: str
+    id: str
     internal: bool
     direct: bool
 

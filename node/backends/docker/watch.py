@@ -7,6 +7,7 @@ containers; while the engine does not answer, nothing is concluded: unknown is n
 """
 
 import asyncio
+import contextlib
 import signal
 import time
 from typing import Any
@@ -26,6 +27,12 @@ SILENCE_S = 30
 PAUSE_S = 1.0
 """Between attempts to reach an engine that does not answer."""
 
+NEWS_S = 0.3
+"""Longest wait for the news that a process was killed, after what it did was seen."""
+
+LATELY_S = 5.0
+"""News that are older explain nothing of now."""
+
 ALIVE = frozenset({"created", "running", "paused", "restarting"})
 
 
@@ -40,7 +47,8 @@ class Watch:
         self._look_now = asyncio.Event()
         self._suspects: set[str] = set()
         self._suspect_all = False
-        self._out_of_memory: set[str] = set()
+        self._out_of_memory: dict[str, float] = {}  # by container, when it was heard last
+        self._heard_of_memory = asyncio.Event()
 
     def add(self, container: str) -> asyncio.Future[str]:
         """The exit of a running container, by engine id: a reason in words, once it has stopped."""
@@ -52,7 +60,19 @@ class Watch:
         """It is gone, and no longer of interest; whoever still waits for it is told `reason`."""
         self._resolve(container, reason)
         self._exits.pop(container, None)
-        self._out_of_memory.discard(container)
+        self._out_of_memory.pop(container, None)
+
+    async def was_out_of_memory(self, container: str) -> bool:
+        """Whether a process in it was killed for want of memory just now. Waits a little for the news."""
+        until = time.monotonic() + NEWS_S
+        while (left_s := until - time.monotonic()) > 0:
+            if self._out_of_memory.get(container, 0) > until - NEWS_S - LATELY_S:
+                return True
+            self._heard_of_memory.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._heard_of_memory.wait()
+        return False
 
     async def listen(self) -> None:
         """Follow the event stream, for ever, from the first container on."""
@@ -92,7 +112,8 @@ class Watch:
     def _heard(self, action: str, container: str) -> None:
         if container in self._exits:
             if action == "oom":
-                self._out_of_memory.add(container)
+                self._out_of_memory[container] = time.monotonic()
+                self._heard_of_memory.set()
             self._suspects.add(container)
             self._look_now.set()
 
@@ -138,8 +159,12 @@ def describe(state: dict[str, Any], memory_bytes: int) -> str:
     """The engine's `State` of a stopped container in words."""
     code = state["ExitCode"]
     if state["OOMKilled"] and code != 0:
-        return f"out of memory (limit {memory_bytes / MIB:g} MiB, hardening.memory_bytes)"
+        return out_of_memory(memory_bytes)
     words = f"exited with code {code}"
     if code > 128 and code - 128 in set(signal.Signals):
         words = f"killed by {signal.Signals(code - 128).name} (exit code {code})"
     return f"{words}: {state['Error']}" if state["Error"] else words
+
+
+def out_of_memory(limit_bytes: int) -> str:
+    return f"out of memory (limit {limit_bytes / MIB:g} MiB, hardening.memory_bytes)"

@@ -157,6 +157,10 @@ class ProcessInstance:
     async def exited(self) -> str:
         return await asyncio.shield(self._exit)
 
+    async def mishap(self) -> str:
+        """Only its end is seen."""
+        return ""
+
     async def log_tail(self, lines: int) -> list[str]:
         return self._child.tail(lines)
 
