@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from typing import Any
 
 from aiohttp import web
@@ -44,7 +43,7 @@ MEANINGS = {
     415: "The body is not declared as JSON in UTF-8.",
     422: "The `Idempotency-Key` was used for another request.",
     429: "Too many requests, or jobs, of this caller.",
-    503: "The node cannot do it now. Nothing was done; try again.",
+    503: "The node cannot do it now. Try again; a submit best with the `Idempotency-Key` that it had.",
 }
 HEADERS = {
     REQUEST_ID: ("Name of the request in the node's log: the one that came with it, or a new one.", "string"),
@@ -65,7 +64,7 @@ class OpenApi:
     """The door to the document. It describes all routes that it is given, and its own."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
-        self._others = routes
+        self._document = document([*routes, *self.routes()])  # takes some 50 ms: not while others are served
 
     def routes(self) -> list[Route]:
         return [
@@ -84,10 +83,6 @@ class OpenApi:
     async def document(self, request: web.Request) -> web.StreamResponse:
         """Made from the routes that this node serves."""
         return reply(self._document)
-
-    @cached_property
-    def _document(self) -> dict[str, Any]:
-        return document([*self._others, *self.routes()])
 
 
 def document(routes: Iterable[Route]) -> dict[str, Any]:
@@ -115,8 +110,14 @@ class _Schemas:
 
     def __init__(self) -> None:
         self.named: dict[str, Any] = {}
+        self._of: dict[Any, dict[str, Any]] = {}
 
     def of(self, kind: Any) -> dict[str, Any]:
+        if kind not in self._of:
+            self._of[kind] = self._made(kind)
+        return self._of[kind]
+
+    def _made(self, kind: Any) -> dict[str, Any]:
         made, named = TypeAdapter.json_schemas(
             [("it", "validation", TypeAdapter(kind))],
             ref_template="#/components/schemas/{model}",
