@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import os
 import time
 import tracemalloc
 import zlib
@@ -21,6 +22,7 @@ from tests.support import Node, free_port
 
 LIMIT = 100_000
 MIB = 2**20
+GIGABYTE = 2**30 if os.environ.get("STOKER_FULL") else 2**28
 OK = b"HTTP/1.1 200 OK\r\n"
 JSON = b"Content-Type: application/json\r\n"
 
@@ -349,7 +351,7 @@ async def a_gigabyte(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     """Without saying how much will come."""
     await request_of(reader)
     writer.write(OK + JSON + b"Connection: close\r\n\r\n")
-    for _ in range(1024):
+    for _ in range(GIGABYTE // MIB):
         writer.write(b"0" * MIB)
         await writer.drain()
 
@@ -364,7 +366,7 @@ async def gigabyte_bomb(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 @cache
 def packed_gigabyte() -> bytes:
     packer = zlib.compressobj(9, wbits=31)
-    return b"".join(packer.compress(bytes(MIB)) for _ in range(1024)) + packer.flush()
+    return b"".join(packer.compress(bytes(MIB)) for _ in range(GIGABYTE // MIB)) + packer.flush()
 
 
 def peak_bytes(node: Node) -> int:

@@ -70,6 +70,7 @@ def flood(mib: str) -> Any:
 def send(host: str, port: str) -> Any:
     """Sends a datagram."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sender.sendto(b"hello", (host, int(port)))
     return {}
 

@@ -96,7 +96,7 @@ async def test_a_crash_loop_is_slowed_down_and_explained_while_others_serve(
     async with Node(tmp_path, containers, node_id=ground.node_id, down=("looping",)) as node:
 
         async def restarted() -> bool:
-            return (await health(node, "looping"))["restarts"] >= 3
+            return (await health(node, "looping"))["restarts"] >= 2
 
         waiting = await node.submit(["looping"], {})
         while not await restarted():
@@ -105,16 +105,10 @@ async def test_a_crash_loop_is_slowed_down_and_explained_while_others_serve(
         assert now["last_error"] == "exited with code 1"
         assert now["log_tail"] == ["no model found"]
         began = [each["timestamp"] for each in node.events("container_starting") if each["container"] == "looping"]
-        assert len(began) == 3
-        first, second = (after - before for before, after in zip(times(began), times(began)[1:], strict=False))
-        assert first > 1
-        assert second > 2
+        first, second = (datetime.fromisoformat(stamp).timestamp() for stamp in began)
+        assert second - first > 1
         (job,) = await node.get(f"/api/jobs?id={waiting}")
         assert job["status"] == "running"  # it waits, and harms nobody
-
-
-def times(stamps: list[str]) -> list[float]:
-    return [datetime.fromisoformat(stamp).timestamp() for stamp in stamps]
 
 
 # Images that are not to be had.
