@@ -8,7 +8,8 @@
     {"wait_for": "x"}               answers after somebody has GET /release?key=x
     {"parts": ["a", "b"], "gap_s": 0.1, "drop": true}      for streams: these parts, then the end or a broken connection
 
-It counts the calls per value of `key` in its input: GET /calls answers `{key: calls}`, and the most at once.
+It counts the calls per value of `key` in its input: GET /calls answers `{key: calls}`, the most at once, and the keys
+of those that waited and were given up.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ class Service:
         self.calls: collections.Counter[str] = collections.Counter()
         self.now = 0
         self.most = 0
+        self.aborted: list[str] = []  # keys of calls that were given up while they waited
         self.released: dict[str, asyncio.Event] = collections.defaultdict(asyncio.Event)
 
     async def output(self, request: web.Request) -> web.StreamResponse:
@@ -50,7 +52,7 @@ class Service:
         if self.calls[str(wish.get("key"))] > wish.get("fail_first", sys.maxsize):
             wish = {}
         if "wait_for" in wish:
-            await self.released[wish["wait_for"]].wait()
+            await self._until_released(wish)
         await asyncio.sleep(wish.get("sleep_s", 0))
         if "parts" in wish:
             return await self._stream(request, wish)
@@ -63,6 +65,13 @@ class Service:
             status=wish.get("status", 200),
             headers={"Content-Type": wish.get("type", "application/json")},
         )
+
+    async def _until_released(self, wish: dict) -> None:
+        try:
+            await self.released[wish["wait_for"]].wait()
+        except asyncio.CancelledError:
+            self.aborted.append(str(wish.get("key")))
+            raise
 
     async def _stream(self, request: web.Request, wish: dict) -> web.StreamResponse:
         answer = web.StreamResponse()
@@ -79,7 +88,7 @@ class Service:
         return web.json_response({})
 
     async def counts(self, request: web.Request) -> web.Response:
-        return web.json_response({"calls": self.calls, "most": self.most, "now": self.now})
+        return web.json_response({"calls": self.calls, "most": self.most, "now": self.now, "aborted": self.aborted})
 
     async def resources(self, request: web.Request) -> web.Response:
         if "model_id" in request.query:

@@ -168,7 +168,7 @@ class Echo:
         return [{"id": name, "url": self.url, **more} for name in names]
 
     def counts(self) -> dict[str, Any]:
-        """`{"calls": {key: calls}, "most": at once, "now": at once}`"""
+        """`{"calls": {key: calls}, "most": at once, "now": at once, "aborted": keys}`"""
         return requests.get(f"{self.url}/calls", timeout=5).json()
 
     def release(self, key: str) -> None:

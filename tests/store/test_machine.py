@@ -6,41 +6,26 @@ every job must reach its end. `STOKER_FULL=1` plays thousands of times, at rando
 
 import asyncio
 import os
-import sys
-import time
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
-import redis
-import uvloop
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 
 from node.errors import Mismatch, RateLimited, Refusal, Unavailable
-from node.jobs import Claim, ContainerError, ContainerOutput, ContainerResult, JobRequest, State
-from node.store import Bounds, Store
-from tests.store.model import ENDS, KEY, Expected, Kept, Model, agree
+from node.jobs import Claim, ContainerError, ContainerResult, JobRequest, State
+from tests.store.model import ENDS, KEY, Expected, Kept, agree
+from tests.store.play import BOUNDS, CONTAINERS, NODES, Play
 from tests.store.support import ME, OTHER
 from tests.support import RedisServer
 
 FULL = bool(os.environ.get("STOKER_FULL"))
 PLAYS, STEPS = (1500, 80) if FULL else (10, 80)
 
-T = TypeVar("T")
-
-CONTAINERS = ("a", "b", "c")
-NODES = ("n1", "n2")
 CALLERS = {caller.id: caller for caller in (ME, OTHER)}
-BOUNDS = Bounds(lane=8, pending=12, share=4, look_s=0)
-DEATHS = 3
+DEATHS = 2
 HASTE_S = 1e-9
 LIMITS = {"queue_timeout_s": 3600, "timeout_s": 3600, "gone_s": 3600}
 DAMAGE = ("lane", "group", "lease", "entry", "twice", "litter", "scripts")
@@ -53,33 +38,17 @@ picks = st.integers(0, 40)  # one of those that there are
 datas = st.sampled_from([b"{}", b'{"x": 1}'])
 
 
-class Machine(RuleBasedStateMachine):
-    server: RedisServer
-
-    @initialize()
-    def begin(self) -> None:
-        self.loop = uvloop.new_event_loop()
-        self.raw = redis.Redis(port=self.server.port, decode_responses=True)
-        self.raw.flushall()
-        self.model = Model(CONTAINERS)
-        self.claims: list[tuple[str, Claim]] = []  # all that were ever given out, with the node
-        self.named: dict[tuple[str, str], tuple[Any, dict[int, str]]] = {}  # idempotency keys: request, ids
-        self.counted = 0
-        self.stores: dict[str, Store] = {}
+class Machine(Play):
+    @initialize(first=st.lists(chains, min_size=6, max_size=6))
+    def open_house(self, first: list[tuple[str, ...]]) -> None:
+        """Every play begins with work that waits and work that runs."""
+        self.begin()
+        for i, caller in enumerate(CALLERS):
+            for chain in first[i::2]:
+                self.submit(caller, NODES[i], [(chain, b"{}")], "", "")
         for node in NODES:
-            self._start(node)
-
-    def teardown(self) -> None:
-        if not hasattr(self, "loop"):
-            return
-        try:
-            if sys.exc_info()[0] is None:
-                self._drain()
-        finally:
-            for store in self.stores.values():
-                self._do(store.__aexit__(None, None, None))
-            self.raw.close()
-            self.loop.close()
+            for container in CONTAINERS:
+                self.claim(node, container, 1)
 
     # Clients
 
@@ -92,15 +61,15 @@ class Machine(RuleBasedStateMachine):
     )
     def submit(self, caller: str, node: str, batch: list[Any], name: str, hasty: str) -> None:
         haste = {hasty: HASTE_S} if hasty else {}
-        jobs = [(self._new_id(), JobRequest(containers=chain, data=data, **haste)) for chain, data in batch]
+        jobs = [(self.new_id(), JobRequest(containers=chain, data=data, **haste)) for chain, data in batch]
         asked = (batch, hasty)
         known, ids = self.named.setdefault((caller, name), (asked, {})) if name else (asked, {})
         sent = self.stores[node].submit(CALLERS[caller], jobs, once=name)
         if known != asked:
             with pytest.raises(Mismatch):
-                self._do(sent)
+                self.do(sent)
             return
-        for i, ((job_id, request), answer) in enumerate(zip(jobs, self._do(sent), strict=True)):
+        for i, ((job_id, request), answer) in enumerate(zip(jobs, self.do(sent), strict=True)):
             if i in ids:
                 assert answer == ids[i], "a named request was accepted twice"
             elif isinstance(answer, Refusal):
@@ -111,6 +80,13 @@ class Machine(RuleBasedStateMachine):
                 job = Expected(id=job_id, caller=caller, chain=request.containers, data=request.data, hasty=hasty)
                 job.bulk = self._live(caller) >= BOUNDS.share
                 self.model.accept(job)
+
+    @rule(pick=picks, node=nodes)
+    def submit_again(self, pick: int, node: str) -> None:
+        """A client that did not hear the answer sends its named request a second time."""
+        if self.named:
+            (caller, name), ((batch, hasty), _) = list(self.named.items())[pick % len(self.named)]
+            self.submit(caller, node, batch, name, hasty)
 
     def _refused(self, request: JobRequest, caller: str, answer: Refusal) -> None:
         if isinstance(answer, RateLimited):
@@ -125,11 +101,11 @@ class Machine(RuleBasedStateMachine):
     @rule(node=nodes, pick=picks, state=st.sampled_from(ENDS))
     def end(self, node: str, pick: int, state: State) -> None:
         """A cancel, a reported state, or the end of a stream."""
-        job = self._job(pick)
+        job = self.job(pick)
         if job is None:
             return
-        result = self._outcome(job.container, good=state is State.SUCCEEDED)
-        self._ends(job, state, result, self._do(self.stores[node].end(job.id, state, result)))
+        result = self.outcome(job.container, good=state is State.SUCCEEDED)
+        self._ends(job, state, result, self.do(self.stores[node].end(job.id, state, result)))
 
     def _ends(self, job: Expected, state: State, result: ContainerResult, before: State | None) -> None:
         assert before is job.state
@@ -138,10 +114,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule(node=nodes, pick=picks)
     def retry(self, node: str, pick: int) -> None:
-        old, new_id = self._job(pick), self._new_id()
+        old, new_id = self.job(pick), self.new_id()
         if old is None:
             return
-        answer = self._do(self.stores[node].retry(old.id, new_id))
+        answer = self.do(self.stores[node].retry(old.id, new_id))
         if not old.data:
             assert answer is None
         elif old.state not in (State.FAILED, State.CANCELLED):
@@ -161,10 +137,10 @@ class Machine(RuleBasedStateMachine):
         stream = kind == "stream"
         data, error = b"{}" if stream else b"", "reported as failed" if kind == "failed" else ""
         state = State.RUNNING if stream else State(kind)
-        job_id = self._new_id()
+        job_id = self.new_id()
         for first in (True, False):
             opened = self.stores[node].open(CALLERS[caller], job_id, chain, state, data=data, error=error)
-            assert self._do(opened) is first
+            assert self.do(opened) is first
         job = Expected(id=job_id, caller=caller, chain=chain, data=data, in_lane=False, attempt=1)
         job.state, job.stream = state, node if stream else ""
         job.result = ContainerError(container=chain[0], error=error) if error else None
@@ -174,8 +150,8 @@ class Machine(RuleBasedStateMachine):
     def read(self, node: str, caller: str, gone: bool) -> None:
         """By id, and the lists; of one caller, and of all."""
         store, jobs = self.stores[node], list(self.model.jobs.values())
-        asked = [job.id for job in jobs] + [self._new_id()] * gone
-        found = self._do(store.get(asked, intermediate=True, caller=caller))
+        asked = [job.id for job in jobs] + [self.new_id()] * gone
+        found = self.do(store.get(asked, intermediate=True, caller=caller))
         assert [job.id if job else None for job in found] == [
             job.id if job.caller == caller else None for job in jobs
         ] + [None] * gone
@@ -188,10 +164,10 @@ class Machine(RuleBasedStateMachine):
         for pending in (None, True, False):
             wanted = [job for job in jobs if pending in (None, not job.state.terminal)]
             mine = [job.id for job in wanted if job.caller == caller]
-            assert self._do(store.ids(caller, pending=pending)) == mine
-            assert set(self._do(store.ids(None, pending=pending))) == {job.id for job in wanted}
-        assert self._do(store.pending_count()) == len(self.model.live())
-        assert {job.id for job in self._do(store.dead(100))} == {job.id for job in jobs if job.dead}
+            assert self.do(store.ids(caller, pending=pending)) == mine
+            assert set(self.do(store.ids(None, pending=pending))) == {job.id for job in wanted}
+        assert self.do(store.pending_count()) == len(self.model.live())
+        assert {job.id for job in self.do(store.dead(100))} == {job.id for job in jobs if job.dead}
 
     # Nodes
 
@@ -199,7 +175,7 @@ class Machine(RuleBasedStateMachine):
     def claim(self, node: str, container: str, count: int) -> None:
         model = self.model
         lane, bulk = (model.in_turn(container, bulk=bulk) for bulk in (False, True))
-        claims, _ = self._do(self.stores[node].claim(container, count))
+        claims, _ = self.do(self.stores[node].claim(container, count))
         taken = [claim.job_id for claim in claims]
         assert len(taken) <= count
         if container not in model.damaged | model.littered:
@@ -211,61 +187,89 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=picks, good=st.booleans(), times=st.integers(1, 2))
     def finish(self, pick: int, good: bool, times: int) -> None:
         """Also by a claim that no longer counts, and a second time."""
-        node, claim = self._claim(pick)
+        node, claim = self.given(pick)
         for _ in range(times if claim else 0):
-            result = self._outcome(claim.container, good=good)
-            expected = self.model.finish(claim, result) if self.model.holds(claim) else None
-            assert self._do(self.stores[node].finish(claim, result)) is expected
+            self._finish(node, claim, good=good)
+
+    def _finish(self, node: str, claim: Claim, *, good: bool) -> None:
+        result = self.outcome(claim.container, good=good)
+        expected = self.model.finish(claim, result) if self.model.holds(claim) else None
+        assert self.do(self.stores[node].finish(claim, result)) is expected
+
+    @rule(node=nodes, good=st.booleans())
+    def work(self, node: str, good: bool) -> None:
+        """Take a step from each lane; all that runs here comes to an end."""
+        for container in CONTAINERS:
+            self.claim(node, container, 1)
+        for owner, claim in self.claims:
+            if owner == node and self.model.holds(claim):
+                self._finish(node, claim, good=good)
 
     @rule(pick=picks)
     def release(self, pick: int) -> None:
-        node, claim = self._claim(pick)
-        if claim is None:
-            return
+        node, claim = self.given(pick)
+        if claim is not None:
+            self._release(node, claim)
+
+    def _release(self, node: str, claim: Claim) -> None:
         expected = self.model.queue(claim.job_id) if self.model.holds(claim) else None
-        assert self._do(self.stores[node].release(claim)) is expected
+        assert self.do(self.stores[node].release(claim)) is expected
 
     @rule(node=nodes)
     def renew(self, node: str) -> None:
         mine = [claim for owner, claim in self.claims if owner == node]
-        lost = self._do(self.stores[node].renew(mine))
+        lost = self.do(self.stores[node].renew(mine))
         assert lost == [claim for claim in mine if not self.model.holds(claim)]
-        self._see_lanes()
+        self.see_lanes()
 
     @rule(pick=picks, good=st.booleans(), first=st.booleans())
     def race(self, pick: int, good: bool, first: bool) -> None:
         """A cancel and an outcome at the same moment, from two nodes: one of them counts."""
-        node, claim = self._claim(pick)
+        node, claim = self.given(pick)
         if claim is None or not self.model.holds(claim):
             return
         job = self.model.jobs[claim.job_id]
         result, reason = (
-            self._outcome(claim.container, good=good),
+            self.outcome(claim.container, good=good),
             ContainerError(container="", error="cancelled: enough"),
         )
         ended = self.stores[NODES[first]].end(job.id, State.CANCELLED, reason)
-        state, before = self._do(_together(self.stores[node].finish(claim, result), ended))
+        state, before = self.do(_together(self.stores[node].finish(claim, result), ended))
         if before is not State.RUNNING:  # the outcome was first; there may have been a next step to cancel
             assert state is self.model.finish(claim, result)
         else:
             assert state is None
         self._ends(job, State.CANCELLED, reason, before)
 
+    @rule(pick=picks, good=st.booleans())
+    def overtake(self, pick: int, good: bool) -> None:
+        """A node freezes, another takes over; when the first wakes, its words count no more."""
+        _, claim = self.given(pick)
+        if claim is None or not self.model.holds(claim):
+            return
+        owner = self.model.jobs[claim.job_id].node
+        other = next(node for node in NODES if node != owner)
+        self.reclaim(other, claim.container, over=True)
+        self.claim(other, claim.container, 4)
+        self.renew(owner)
+        self._finish(owner, claim, good=good)
+        self._release(owner, claim)
+
     @rule(node=nodes)
     def crash(self, node: str) -> None:
         """A node dies, and its next life recovers: its steps are queued again, its streams end."""
-        self._stop(node)
-        self._start(node)
+        self.stop(node)
+        self.start(node)
         store = self.stores[node]
         for container in CONTAINERS:
             mine = [job_id for job_id in self.model.running(container) if self.model.jobs[job_id].node == node]
             self._taken_back(container, mine, store.reclaim(container, idle_s=0, max_deliveries=DEATHS, own=True))
         streams = [job for job in self.model.live() if job.stream == node]
-        left = self._do(store.left_streams())
+        left = self.do(store.left_streams())
         assert set(left) == {job.id for job in streams}
         for job in streams:
             error = ContainerError(container="", error="the node stopped while it streamed")
-            self._ends(job, State.FAILED, error, self._do(store.end(job.id, State.FAILED, error)))
+            self._ends(job, State.FAILED, error, self.do(store.end(job.id, State.FAILED, error)))
 
     @rule(node=nodes, container=containers, over=st.booleans())
     def reclaim(self, node: str, container: str, over: bool) -> None:
@@ -275,7 +279,7 @@ class Machine(RuleBasedStateMachine):
         self._taken_back(container, self.model.running(container) if over else [], taken)
 
     def _taken_back(self, container: str, expected: list[str], taken: Awaitable[list[tuple[str, State]]]) -> None:
-        changed = self._do(taken)
+        changed = self.do(taken)
         assert set(dict(changed)) <= set(expected)
         if container not in self.model.damaged:
             assert len(changed) == len(expected)
@@ -285,8 +289,8 @@ class Machine(RuleBasedStateMachine):
     @rule(node=nodes, over=st.sampled_from(["", "", "gone_s", "queue_timeout_s", "timeout_s"]))
     def look(self, node: str, over: str) -> None:
         """over: the limit that is: no node has been heard of lately, or a job waits or lives too long."""
-        self._age()
-        changes, more = self._do(self.stores[node].look(**LIMITS | ({over: HASTE_S} if over else {})))
+        self.age()
+        changes, more = self.do(self.stores[node].look(**LIMITS | ({over: HASTE_S} if over else {})))
         assert not more
         overdue = {job.id for job in self.model.live() if _overdue(job, over)}
         failed = {each.job_id for each in changes if each.change == "failed"}
@@ -301,13 +305,20 @@ class Machine(RuleBasedStateMachine):
             else:
                 assert each.change == ("held" if job.state is State.RUNNING else "queued")
                 assert job.container in self.model.damaged, "what was well was changed"
-        self._see_lanes()
+                self._mended(job)
+        self.see_lanes()
+
+    def _mended(self, job: Expected) -> None:
+        kept = Kept(self.raw)
+        entry = kept.records()[job.id]["entry"]
+        assert entry in kept.entries(job.container)
+        assert kept.leases(job.container).get(entry) == (job.node if job.state is State.RUNNING else None)
 
     @rule(node=nodes, state=st.sampled_from(ENDS), over=st.booleans())
     def purge(self, node: str, state: State, over: bool) -> None:
         """over: their retention is."""
-        self._age()
-        removed = self._do(self.stores[node].purge(state, 0 if over else 3600))
+        self.age()
+        removed = self.do(self.stores[node].purge(state, 0 if over else 3600))
         assert removed == (self.model.purge(state) if over else 0)
 
     # Damage
@@ -321,10 +332,10 @@ class Machine(RuleBasedStateMachine):
         elif kind == "group" and self.raw.exists(lane):
             self.raw.xgroup_destroy(lane, "nodes")
         elif kind == "lease" and leases:
-            stream, entry = _place(container, leases[pick % len(leases)])
+            stream, entry = self.place(container, leases[pick % len(leases)])
             self.raw.xack(stream, "nodes", entry)
         elif kind == "entry" and entries:
-            self.raw.xdel(*_place(container, entries[pick % len(entries)]))
+            self.raw.xdel(*self.place(container, entries[pick % len(entries)]))
         elif kind == "twice" and entries:
             job_id, step = kept.entries(container)[entries[pick % len(entries)]]
             self.raw.xadd(lane, {"j": job_id, "s": step})
@@ -344,7 +355,7 @@ class Machine(RuleBasedStateMachine):
         if hasattr(self, "model"):
             agree(self.model, Kept(self.raw))
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
         """Healthy nodes take over: every job comes to its end, and nothing is left behind."""
         for _ in range(100):
             if not self.model.live():
@@ -355,12 +366,10 @@ class Machine(RuleBasedStateMachine):
                 for container in CONTAINERS:
                     self.reclaim(node, container, over=True)
                     self.claim(node, container, 100)
-            for i, (_, claim) in enumerate(self.claims):
-                if self.model.holds(claim):
-                    self.finish(i, good=True, times=1)
+                self.work(node, good=True)
             for job in self.model.live():
                 if not job.in_lane and not job.stream:  # reported as running by somebody who says no more
-                    self._ends(job, State.FAILED, None, self._do(self.stores["n1"].end(job.id, State.FAILED)))
+                    self._ends(job, State.FAILED, None, self.do(self.stores["n1"].end(job.id, State.FAILED)))
         assert not self.model.live()
         for container in CONTAINERS:
             self.claim("n1", container, 100)
@@ -372,62 +381,9 @@ class Machine(RuleBasedStateMachine):
         left = [key for key in left if key not in ("nodes", "served", "mark")]
         assert left == []
 
-    # Words
-
-    def _do(self, work: Awaitable[T]) -> T:
-        return self.loop.run_until_complete(work)
-
-    def _start(self, node: str) -> None:
-        self.stores[node] = Store(self.server.url, node_id=node, bounds=BOUNDS)
-        self._do(self.stores[node].__aenter__())
-        self._do(self.stores[node].alive(CONTAINERS, "mark"))
-
-    def _stop(self, node: str) -> None:
-        self._do(self.stores.pop(node).__aexit__(None, None, None))
-
-    def _age(self) -> None:
-        """Let the server's clock go on, so that what ended before is older than nothing."""
-        time.sleep(0.003)
-
-    def _new_id(self) -> str:
-        self.counted += 1
-        return f"job-{self.counted:05}"
-
-    def _job(self, pick: int) -> Expected | None:
-        jobs = list(self.model.jobs.values())
-        return jobs[pick % len(jobs)] if jobs else None
-
-    def _claim(self, pick: int) -> tuple[str, Claim | None]:
-        return self.claims[pick % len(self.claims)] if self.claims else ("", None)
-
-    def _outcome(self, container: str, *, good: bool) -> ContainerResult:
-        """Like no other before it, so that none can be taken for another."""
-        self.counted += 1
-        if good:
-            return ContainerOutput(container=container, output=b'{"y":%d}' % self.counted)
-        return ContainerError(container=container, error=f"it broke {self.counted}")
-
-    def _see_lanes(self) -> None:
-        """Damaged lanes that are well again are held to it from now on."""
-        kept = Kept(self.raw)
-        for container in list(self.model.damaged):
-            records, entries, leases = kept.records(), kept.entries(container), kept.leases(container)
-            waiting, running = self.model.waiting[container], self.model.running(container)
-            held = {records[job_id]["entry"]: self.model.jobs[job_id].node for job_id in running}
-            if leases == held and all(records[job_id]["entry"] in entries for job_id in waiting + running):
-                waiting.sort(key=lambda job_id: list(entries).index(records[job_id]["entry"]))
-                for job_id in waiting:
-                    self.model.jobs[job_id].bulk = records[job_id]["entry"][0] == "b"
-                self.model.damaged.remove(container)
-
 
 async def _together(*work: Awaitable[Any]) -> list[Any]:
     return list(await asyncio.gather(*work))
-
-
-def _place(container: str, entry: str) -> tuple[str, str]:
-    """The stream of an entry, and its id there."""
-    return (f"{KEY}bulk:{container}", entry[1:]) if entry[0] == "b" else (f"{KEY}lane:{container}", entry)
 
 
 def _overdue(job: Expected, over: str) -> bool:
