@@ -433,7 +433,7 @@ READABLE = "a text file that can be read"
 DANGERS = ("privileged", "host_network")
 MEMORY = "a number of bytes, 6 MiB (6291456) or more: Docker refuses less"
 PORT = "a port, 0 to 65535"
-REDIS = "a redis://, rediss:// or unix:/// URL (redis+sentinel:// and redis+cluster:// are not supported yet)"
+REDIS = "a redis://, rediss://, unix:///, redis+sentinel://HOST:PORT,.../NAME or redis+cluster://HOST:PORT,... URL"
 
 
 def server(**values: object) -> dict[str, object]:
@@ -577,7 +577,9 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         (redis(url="unix:///run/redis.sock?db=1"), None),
         (redis(url="unix://"), f'redis.url: found "unix://", expected {REDIS}'),
         (redis(url="redis+sentinel://h"), f'redis.url: found "redis+sentinel://h", expected {REDIS}'),
-        (redis(url="redis+cluster://u:p@h"), f'redis.url: found "redis+cluster://{MASK}@h", expected {REDIS}'),
+        (redis(url="redis+sentinel://h,h2:26380/jobs"), None),
+        (redis(url="redis+cluster://u:p@h"), None),
+        (redis(url="redis+cluster://u:p@"), f'redis.url: found "redis+cluster://{MASK}@", expected {REDIS}'),
         ({"docker": {"username": "u"}}, "docker.password: found nothing, expected text that is not empty"),
         ({"docker": {"username": "", "password": "p"}}, 'docker.username: found "", expected text that is not empty'),
     ],

@@ -3,6 +3,7 @@
 A section describes each value by itself; rules about several values together are in `checks`.
 """
 
+import re
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -22,6 +23,9 @@ from pydantic import (
 )
 
 MIB = 1024 * 1024
+
+_HOSTS = r"(?:[^@/]*@)?[^@/:,]+(?::\d+)?(?:,[^@/:,]+(?::\d+)?)*"
+_MANY_HOSTS = re.compile(rf"rediss?\+(?:sentinel://{_HOSTS}/[^/]+|cluster://{_HOSTS}/?)")
 
 
 class Words(str):
@@ -57,6 +61,10 @@ def _service_url(value: str) -> str:
 def _redis_url(value: str) -> str:
     if value.startswith("unix:///"):
         return value
+    if "+" in value.partition("://")[0]:
+        if not _MANY_HOSTS.fullmatch(value):
+            raise ValueError("not such a URL")
+        return value
     _check_url(value, "redis", "rediss")
     return value
 
@@ -87,7 +95,7 @@ ServiceUrl = Annotated[str, AfterValidator(_service_url), Words("an http:// or h
 RedisUrl = Annotated[
     str,
     AfterValidator(_redis_url),
-    Words("a redis://, rediss:// or unix:/// URL (redis+sentinel:// and redis+cluster:// are not supported yet)"),
+    Words("a redis://, rediss://, unix:///, redis+sentinel://HOST:PORT,.../NAME or redis+cluster://HOST:PORT,... URL"),
 ]
 ContainerId = Annotated[
     str,
@@ -194,6 +202,9 @@ class Redis(Section):
     password: SecretStr = Field(SecretStr(""), description="Password, if not in the URL.")
     password_file: Path | None = Field(None, description="File that holds `password`.")
     timeout_s: Seconds = Field(2, description="Longest wait for an answer on a request's path; then 503.")
+    min_replicas: Natural = Field(
+        0, description="Replicas that must have a job before it is answered with an id: for failover without loss."
+    )
 
 
 class Embedded(Section):

@@ -24,10 +24,12 @@ from redis import exceptions
 from node.errors import Unavailable
 from node.metrics import Metrics
 from node.store import keys
+from node.store.connect import Elsewhere
 
 log = structlog.get_logger()
 
 MAX_OPERATIONS = 500  # of one script call: the server does nothing else while it runs
+WAIT_SHARE = 0.75  # of the time-out, for replicas
 MAX_BYTES = 8 * 1024 * 1024  # of one round trip; a single larger operation travels alone
 
 _CONNECTING = re.compile(
@@ -74,9 +76,11 @@ class _Call:
 class Commit:
     """The queue of calls and the connection that they leave by."""
 
-    def __init__(self, client: redis.asyncio.Redis, timeout_s: float, metrics: Metrics) -> None:
+    def __init__(self, client: redis.asyncio.Redis, timeout_s: float, metrics: Metrics, *, replicas: int = 0) -> None:
+        """replicas: how many of them must have a group before its calls count as done."""
         self._client = client
         self._timeout_s = timeout_s
+        self._replicas = replicas
         self._waiting: deque[_Call] = deque()
         self._wanted = asyncio.Event()
         self._answers: bool | None = None  # not known before the first round trip
@@ -150,11 +154,22 @@ class Commit:
             self._wanted.set()
 
     async def _send(self, bundles: list[list[_Call]]) -> list[Any]:
+        try:
+            return await self._replies(bundles)
+        except Elsewhere:  # it refused, and the next connection is to the right server
+            return await self._replies(bundles)
+
+    async def _replies(self, bundles: list[list[_Call]]) -> list[Any]:
         self.round_trips += 1
         pipeline = self._client.pipeline(transaction=False)
         for bundle in bundles:
             pipeline.execute_command(*_words(bundle))
-        return await pipeline.execute(raise_on_error=False)
+        if self._replicas:
+            pipeline.execute_command("WAIT", self._replicas, int(self._timeout_s * WAIT_SHARE * 1000))
+        replies = await pipeline.execute(raise_on_error=False)
+        if self._replicas and _fewer(replies.pop(), self._replicas):
+            raise exceptions.ConnectionError(f"fewer than {self._replicas} replicas have the change")
+        return replies
 
     async def _load(self, scripts: set[Script]) -> None:
         """Give the server scripts that it lacks: it was restarted, or somebody flushed them."""
@@ -190,6 +205,10 @@ class Commit:
         self._wanted.clear()
         for call in calls:
             _settle(call.reply, error)
+
+
+def _fewer(reply: Any, wanted: int) -> bool:
+    return not isinstance(reply, int) or reply < wanted
 
 
 async def _joined(replies: list[asyncio.Future[list[Any]]]) -> list[Any]:

@@ -29,6 +29,7 @@ def external(settings: Redis, *, node_id: str, bounds: Bounds | None = None, met
         timeout_s=settings.timeout_s,
         username=settings.username,
         password=settings.password.get_secret_value(),
+        replicas=settings.min_replicas,
         metrics=metrics,
     )
 

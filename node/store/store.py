@@ -6,21 +6,19 @@ all of them may be repeated, because the fencing token and the states make the s
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
-import redis.asyncio
 import structlog
 from redis import exceptions
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from node.config import RateLimit
 from node.errors import Mismatch, Refusal, Unavailable
 from node.jobs import Caller, Claim, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
 from node.metrics import Metrics
-from node.store import keys, records
+from node.store import connect, keys, records
 from node.store.access import Access
 from node.store.commit import Commit, script, unavailable
 from node.store.limit import Limit
@@ -47,6 +45,7 @@ class Store:
     """All jobs, lanes and indexes. Entering starts the sender, leaving closes the connections.
 
     node_id: the name under which this process claims. timeout_s: longest wait for one round trip.
+    replicas: how many of the server's replicas must have a change before it counts as done.
     """
 
     def __init__(
@@ -58,28 +57,18 @@ class Store:
         timeout_s: float = 2.0,
         username: str = "",
         password: str = "",
+        replicas: int = 0,
         metrics: Metrics | None = None,
     ) -> None:
-        self._url = url
         self._node_id = node_id
         self._bounds = bounds or Bounds()
         self._timeout_s = timeout_s
-        self._login: dict[str, Any] = {"username": username, "password": password}
+        self._connect = partial(connect.client, url, timeout_s=timeout_s, username=username, password=password)
         self._client = self._connect()
-        self._commit = Commit(self._client, timeout_s, metrics or Metrics())
+        self._commit = Commit(self._client, timeout_s, metrics or Metrics(), replicas=replicas)
         self._queued: dict[str, Callable[[], None]] = {}
         self._streams: set[str] = set()  # opened by this process
         self.access = Access(self._commit)
-
-    def _connect(self) -> redis.asyncio.Redis:
-        """A client without a time limit of its own for replies: whoever waits has one for the whole round trip."""
-        return redis.asyncio.Redis.from_url(
-            self._url,
-            socket_timeout=None,
-            socket_connect_timeout=self._timeout_s,
-            retry=Retry(NoBackoff(), 0),  # a hidden retry would double every time-out
-            **{name: word for name, word in self._login.items() if word},
-        )
 
     async def __aenter__(self) -> Self:
         self._tasks = await asyncio.TaskGroup().__aenter__()
