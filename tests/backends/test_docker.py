@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from node.backends.contract import Instance
-from node.backends.docker import DockerBackend
+from node.backends.docker import DockerBackend, watch
 from node.backends.docker.plan import HASH
 from node.errors import BackendError
 from tests.backends.grounds import Caller, DockerGround, quiet, soon
@@ -271,6 +271,18 @@ async def test_running_out_of_memory_is_named_with_the_limit(ground: DockerGroun
         instance = await backend.start(ground.spec(hardening={"memory_bytes": 48 * 2**20}), quiet)
         await caller.fail(instance, "eat", mib=200)
         assert await soon(instance.exited()) == "out of memory (limit 48 MiB, hardening.memory_bytes)"
+        await instance.stop(5)
+
+
+async def test_an_earlier_want_of_memory_is_not_taken_for_the_cause_of_an_end(
+    ground: DockerGround, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LATELY_S", 0.0)
+    async with ground.backend() as backend:
+        instance = await backend.start(ground.spec(hardening={"memory_bytes": 48 * 2**20}), quiet)
+        await caller.fail(instance, "worker", mib=200)  # another process is killed, it itself runs on
+        await caller.leave(instance, 4)
+        assert await soon(instance.exited()) == "exited with code 4"
         await instance.stop(5)
 
 

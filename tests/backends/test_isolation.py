@@ -303,6 +303,27 @@ async def test_rules_set_by_hand_as_told_are_the_same() -> None:
     assert chain(firewall.mark) not in rules()
 
 
+def test_a_bridge_that_is_not_filtered_is_told() -> None:
+    told = """
+from node.backends.docker.firewall import Firewall
+from node.backends.docker.plan import Mark
+print(Firewall(mark=Mark(node_id="any", prefix="stoker")).hold())
+"""
+    for value, expected in (
+        ("1", ""),
+        ("0", "containers reach each other, because net.bridge.bridge-nf-call-iptables"),
+    ):
+        shell = f'echo {value} > /proc/sys/net/bridge/bridge-nf-call-iptables && exec "$@"'
+        command = ["unshare", "--net", "sh", "-c", shell, "sh", sys.executable, "-c", told]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+        assert done.stdout.strip().startswith(expected)
+        assert bool(done.stdout.strip()) == bool(expected), done.stdout
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
 UNPRIVILEGED = """
 import asyncio, json, sys
 from node.backends.docker import DockerBackend
@@ -337,16 +358,16 @@ async def test_a_node_that_may_not_set_rules_says_so_loudly_or_starts_nothing_or
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment(),
     )
     lines = done.stdout.splitlines()
     auto, require, manual = [json.loads(line.removeprefix("TOLD ")) for line in lines if line.startswith("TOLD ")]
     assert "Permission denied" in auto["isolation"]
     assert "Permission denied" in auto["open_because"]
     assert '`docker_isolation` to "manual"' in auto["open_because"]
-    assert auto["loosened"] == [f"reaches this host: {auto['open_because']}"]
+    assert auto["loosened"] == [f"not cut off: {auto['open_because']}"]
     loud, _ = done.stdout.split("TOLD ", 1)
-    assert "containers_reach_this_host" in loud
+    assert "containers_not_cut_off" in loud
     assert f"iptables -t mangle -N {chain(ground.mark)}" in loud
     assert '`docker_isolation` is "require"' in require["error"]
     assert "Permission denied" in require["error"]

@@ -203,7 +203,7 @@ class DockerBackend:
 
     def _loosened(self, spec: ContainerSpec) -> tuple[str, ...]:
         reach = () if spec.hardening.host_network or not self.open_because else (self.open_because,)
-        return spec.hardening.loosened + tuple(f"reaches this host: {why}" for why in reach)
+        return spec.hardening.loosened + tuple(f"not cut off: {why}" for why in reach)
 
 
 class DockerInstance:

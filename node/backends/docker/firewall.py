@@ -32,6 +32,9 @@ PLACES = ("/usr/sbin", "/sbin")
 IPV6 = Path("/proc/net/if_inet6")
 """There exactly if this host speaks IPv6."""
 
+BRIDGED = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+"""Whether rules hold for what stays on a bridge. Without, `enable_icc=false` keeps no two containers apart."""
+
 ANSWERS = "-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN"
 
 # UNICAST is what is routed to somebody else: not an address of this host, no broadcast, no multicast.
@@ -63,7 +66,7 @@ class Firewall:
 
     def hold(self) -> str:
         """Have the rules in force: nothing, or in words why they are not. Changes nothing when they are."""
-        return _refusals(self._hold)
+        return _refusals(self._hold) or _unfiltered()
 
     def may(self) -> str:
         """Whether this process may set rules: nothing, or in words why not. Changes nothing."""
@@ -116,6 +119,15 @@ class Firewall:
     @property
     def _jump(self) -> str:
         return f"-i {_stem(self.mark)}+ -j {self._chain}"
+
+
+def _unfiltered() -> str:
+    try:
+        if BRIDGED.read_text().strip() == "1":
+            return ""
+    except OSError:
+        return "containers reach each other, because the kernel's module br_netfilter is not loaded"
+    return "containers reach each other, because net.bridge.bridge-nf-call-iptables is 0: set it to 1"
 
 
 def _refusals(work: Callable[[str], None]) -> str:

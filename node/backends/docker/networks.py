@@ -90,7 +90,7 @@ class Networks:
         refused = await self._engine.thread(self._firewall.hold) if self._direct else OUT_OF_REACH
         before, self.open_because = self.open_because, f"{refused}: {ADVICE}" if refused else ""
         if refused and before != self.open_because:
-            log.warning("containers_reach_this_host", reason=refused, advice=ADVICE, rules=self._firewall.by_hand())
+            log.warning("containers_not_cut_off", reason=refused, advice=ADVICE, rules=self._firewall.by_hand())
 
     async def leave(self) -> None:
         """Remove those that no container is on, if any was ever asked for; without waiting long for the engine."""

@@ -8,6 +8,7 @@ containers; while the engine does not answer, nothing is concluded: unknown is n
 
 import asyncio
 import contextlib
+import math
 import signal
 import time
 from typing import Any
@@ -66,7 +67,7 @@ class Watch:
         """Whether a process in it was killed for want of memory just now. Waits a little for the news."""
         until = time.monotonic() + NEWS_S
         while (left_s := until - time.monotonic()) > 0:
-            if self._out_of_memory.get(container, 0) > until - NEWS_S - LATELY_S:
+            if self._out_of_memory.get(container, -math.inf) > until - NEWS_S - LATELY_S:
                 return True
             self._heard_of_memory.clear()
             with contextlib.suppress(TimeoutError):
@@ -150,9 +151,10 @@ class Watch:
             return ""
         if state["Status"] == "removing":
             return "removed by somebody else"
-        if container in self._out_of_memory:
-            state = state | {"OOMKilled": True}
-        return describe(state, found["HostConfig"]["Memory"])
+        # The engine keeps its mark for the container's life, also when a process that it could do without was killed.
+        killed = state["OOMKilled"] and state["ExitCode"] == 128 + signal.SIGKILL
+        lately = self._out_of_memory.get(container, -math.inf) > time.monotonic() - LATELY_S
+        return describe(state | {"OOMKilled": killed or lately}, found["HostConfig"]["Memory"])
 
 
 def describe(state: dict[str, Any], memory_bytes: int) -> str:
