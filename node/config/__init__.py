@@ -9,7 +9,6 @@ What the values do is said by the modules that use them.
 
 from node.config.file import Loaded, find, load
 from node.config.models import (
-    MIB,
     BackendName,
     Build,
     Chain,
@@ -17,9 +16,7 @@ from node.config.models import (
     ContainerSpec,
     Embedded,
     Hardening,
-    Isolation,
     Log,
-    Network,
     RateLimit,
     Redis,
     Registry,
@@ -28,6 +25,7 @@ from node.config.models import (
     Section,
     Server,
 )
+from node.config.values import MIB, Isolation, Network
 
 __all__ = [
     "MIB",

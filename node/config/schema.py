@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from node.config.faults import Loc
-from node.config.models import MIB, Config, NotUsed, Section, Words
+from node.config.models import Config, Section
+from node.config.values import MIB, NotUsed, Words
 
 _PLAIN = {bool: "true or false", int: "a whole number", str: "text", SecretStr: "text", Path: "a path"}
 
