@@ -42,6 +42,7 @@ Announce = Callable[[str, Config], None]
 """Told the base URL once the node serves."""
 
 RECOVER_PAUSE_S = 1.0
+ENGINE_S = 5.0
 
 
 def serve(loaded: Loaded, announce: Announce) -> None:
@@ -149,11 +150,17 @@ async def _backends(
         BackendName.DOCKER: docker,
     }
     wanted = {spec.id: backend_of(spec, config) for spec in config.containers}
+    version, silent = await _asked(docker)
     if BackendName.AUTO in wanted.values():
-        chosen = await _docker_or_process(docker)
+        chosen = BackendName.PROCESS if silent else BackendName.DOCKER
+        logger.info("backend_chosen", backend=chosen.value, reason=silent or f"Docker {version} answers")
         wanted = {container: chosen if name is BackendName.AUTO else name for container, name in wanted.items()}
     for name, backend in backends.items():
-        await _sweep(backend, [container for container, chosen in wanted.items() if chosen is name], metrics)
+        known = [container for container, chosen in wanted.items() if chosen is name]
+        if backend is docker and silent:
+            _not_swept(known, silent)
+        else:
+            await _sweep(backend, known, metrics)
     return lambda spec: (wanted[spec.id].value, backends[wanted[spec.id]])
 
 
@@ -171,18 +178,21 @@ async def _sweep(backend: Backend, known: list[str], metrics: Metrics) -> None:
             metrics.drift.inc()
             logger.warning("container_left_over", ended=ended)
     except BackendError as error:
-        level = logger.warning if known else logger.debug
-        level("container_sweep_failed", reason=str(error))
+        _not_swept(known, str(error))
 
 
-async def _docker_or_process(docker: DockerBackend) -> BackendName:
+def _not_swept(known: list[str], reason: str) -> None:
+    level = logger.warning if known else logger.debug
+    level("container_sweep_failed", reason=reason)
+
+
+async def _asked(docker: DockerBackend) -> tuple[str, str]:
+    """The version of Docker's engine, or why it is of no use now. A stuck one must not keep the doors closed."""
     try:
-        version = await docker.probe()
-    except BackendError as error:
-        logger.info("backend_chosen", backend="process", reason=str(error))
-        return BackendName.PROCESS
-    logger.info("backend_chosen", backend="docker", reason=f"Docker {version} answers")
-    return BackendName.DOCKER
+        async with asyncio.timeout(ENGINE_S):
+            return await docker.probe(), ""
+    except (BackendError, TimeoutError) as error:
+        return "", str(error) or f"Docker's engine did not answer within {ENGINE_S:g} s"
 
 
 def service_host() -> str:

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from node.errors import SHOWN_CHARS, Conflict, NotFound, Refusal, Rejected, Unavailable
+from node.findings import Level
 from node.guardian import Guardian
 from node.jobs import Caller, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
 from node.registry import Keeper, Registry
@@ -19,6 +20,7 @@ from node.runner import Runner
 from node.service import StepFailed
 from node.store import Store, insist
 from node.store.inspector import Inspector
+from node.store.server import KIND
 
 log = structlog.get_logger()
 
@@ -267,7 +269,8 @@ class Orchestrator:
             return f"redis: {error.params['reason']}"
         except TimeoutError:
             return f"redis: no answer within {READY_S:g} s"
-        return ""
+        wrong = (each.found for each in self._inspector.wrong if each.check == KIND and each.level is Level.FAULT)
+        return next((f"redis: {words}" for words in wrong), "")
 
 
 def _whose(caller: Caller) -> str | None:

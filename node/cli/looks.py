@@ -24,7 +24,7 @@ from node.store.embedded import memory_bytes, server_binary
 from node.store.place import held, reached
 from node.store.server import findings
 
-ENGINE_S = 5.0  # for Docker's engine to answer
+ENGINE_S = 5  # for Docker's engine to answer
 NODE_S = 3.0
 LOW_DISK_BYTES = 1024**3
 LEAST_FILES = 4096
@@ -179,7 +179,7 @@ class _Engine:
         self._must = BackendName.DOCKER in names
         self._may = self._must or BackendName.AUTO in names
         self._isolation = config.docker_isolation
-        self._backend = DockerBackend(node_id="doctor")
+        self._backend = DockerBackend(node_id="doctor", call_s=ENGINE_S)
         self._stack = contextlib.AsyncExitStack()
         self.answers = False
 
@@ -194,10 +194,9 @@ class _Engine:
         if not self._may:
             return
         try:
-            async with asyncio.timeout(ENGINE_S):
-                version = await self._backend.probe()
-        except (BackendError, TimeoutError) as error:
-            reason = str(error) or f"Docker's engine did not answer within {ENGINE_S:g} s"
+            version = await self._backend.probe()
+        except BackendError as error:
+            reason = str(error)
             if self._must:
                 yield fault("docker", reason, 'start it, or set backend to "process"')
             else:
@@ -217,8 +216,7 @@ class _Engine:
             yield ok("isolation", "the rules that keep containers from this machine can be set")
 
     async def has(self, image: str) -> bool:
-        async with asyncio.timeout(ENGINE_S):
-            return await self._backend.has(image)
+        return await self._backend.has(image)
 
 
 async def _container(spec: ContainerSpec, config: Config, engine: _Engine) -> Finding:
@@ -239,10 +237,8 @@ async def _container(spec: ContainerSpec, config: Config, engine: _Engine) -> Fi
     try:
         if await engine.has(spec.image):
             return ok("container", f"{spec.id}: image {spec.image} is here")
-    except (BackendError, TimeoutError) as error:
-        return warning(
-            "container", f"{spec.id}: image {spec.image}: {error or 'the engine did not answer'}", "docker pull it"
-        )
+    except BackendError as error:
+        return warning("container", f"{spec.id}: image {spec.image}: {error}", f"docker pull {spec.image}")
     return warning(
         "container",
         f"{spec.id}: image {spec.image} is not here: it is pulled at the start",

@@ -141,6 +141,9 @@ class Commit:
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             self._fail([*group, *self._waiting], error)
             return
+        if loading := next((each for each in replies if isinstance(each, exceptions.BusyLoadingError)), None):
+            self._fail([*group, *self._waiting], loading)  # it just started, and reads its file
+            return
         self._tell(answers=True)
         unknown = []
         for bundle, reply in zip(bundles, replies, strict=True):

@@ -11,6 +11,9 @@ from typing import Any
 from node.errors import Unavailable
 from node.findings import Finding, fault, ok, size, warning
 
+KIND = "store"
+"""The check that says whether it is a server that can take jobs at all."""
+
 OLDEST = (7, 0)
 NEARLY_FULL = 0.9  # of the memory limit
 CLOCK_S = 2.0  # between the server's clock and ours
@@ -55,11 +58,11 @@ def _kind(info: Mapping[str, Any]) -> Iterator[Finding]:
     version = str(info.get("redis_version", "0"))
     name = f"Valkey {valkey}" if valkey else f"Redis {version}"
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        yield fault("store", f"{name} is too old", "use Redis 7.0 or later, or Valkey")
+        yield fault(KIND, f"{name} is too old", "use Redis 7.0 or later, or Valkey")
     elif info.get("role") == "slave":
-        yield fault("store", f"{name} is a replica, which takes no jobs", "point redis.url at the primary")
+        yield fault(KIND, f"{name} is a replica, which takes no jobs", "point redis.url at the primary")
     else:
-        yield ok("store", f"{name} answers")
+        yield ok(KIND, f"{name} answers")
 
 
 def _durability(server: Facts) -> Iterator[Finding]:

@@ -340,3 +340,51 @@ async def knows(node: Node, load: Load) -> bool:
     path = "/api/jobs?" + "&".join(f"id={job_id}" for job_id in load.accepted)
     async with node.session.get(path) as answer:
         return answer.status == 200 and len(await answer.json()) == len(load.accepted)
+
+
+async def test_while_the_server_reads_its_file_jobs_are_refused_and_then_all_are_there(
+    tmp_path: Path, echo: Echo
+) -> None:
+    with RedisServer("valkey", tmp_path / "redis") as server:
+        async with Node(tmp_path, echo.containers("a"), redis={"url": server.url}) as node:
+            job_id = await node.submit(["a"], {"x": 1})
+            await node.result(job_id)
+            with redis.Redis(port=server.port) as raw, raw.pipeline(transaction=False) as many:
+                for i in range(12_000):  # it answers between every thousand commands of its file
+                    many.set("other", i)
+                many.execute()
+            server.kill()
+            server.options = ("--key-load-delay", "100")  # microseconds for each of them
+            starting = asyncio.create_task(asyncio.to_thread(server.start))
+            reason = await eventually(lambda: loading(node), message="the reason")
+            assert reason == "redis: Valkey is loading the dataset in memory"
+            assert await node.metric("stoker_store_up") == 0
+            refused = await node.post("/api/jobs", {"containers": ["a"], "data": {}}, status=503)
+            assert refused["error"] == "The job store does not answer"
+            await starting
+            assert (await node.result(job_id))["status"] == "success"
+
+
+async def loading(node: Node) -> str:
+    async with node.session.get("/health/ready") as answer:
+        return next((words for words in (await answer.json())["reasons"] if "loading" in words), "")
+
+
+async def test_a_server_that_is_a_replica_is_a_reason_not_to_be_ready(tmp_path: Path, echo: Echo) -> None:
+    with (
+        RedisServer("valkey", tmp_path / "redis") as server,
+        RedisServer("valkey", tmp_path / "other") as other,
+        redis.Redis(port=server.port) as raw,
+    ):
+        raw.replicaof("127.0.0.1", other.port)
+        async with Node(tmp_path, echo.containers("a"), redis={"url": server.url}) as node:
+            refused = await node.post("/api/jobs", {"containers": ["a"], "data": {}}, status=503)
+            assert refused["error"] == "The job store refused the operation"
+            await eventually(lambda: reasons(node, "is a replica, which takes no jobs"), message="the reason")
+            raw.replicaof("NO", "ONE")
+            assert (await node.run(["a"], {}))["status"] == "success"
+
+
+async def reasons(node: Node, words: str) -> bool:
+    async with node.session.get("/health/ready") as answer:
+        return any(words in reason for reason in (await answer.json())["reasons"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 from pathlib import Path
 
 import aiohttp
@@ -79,3 +80,18 @@ async def test_a_node_is_not_ready_before_a_container_was(tmp_path: Path, echo: 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics"])
 async def test_probes_can_only_be_read(node: Node, path: str) -> None:
     await node.post(path, {}, status=405)
+
+
+async def test_a_docker_engine_that_is_stuck_does_not_keep_the_node_from_serving(tmp_path: Path, echo: Echo) -> None:
+    """It takes connections and never answers."""
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(str(tmp_path / "engine"))
+        engine.listen(100)
+        node = Node(tmp_path, [*echo.containers("a"), {"id": "b", "image": "b:1"}], backend="docker", down=("b",))
+        node.environment = {"DOCKER_HOST": f"unix://{tmp_path / 'engine'}"}
+        began = asyncio.get_running_loop().time()
+        async with node:
+            assert asyncio.get_running_loop().time() - began < 25
+            await node.get("/health/live")
+            await eventually(lambda: is_ready(node), message="readiness")
+            assert (await node.run(["a"], {}))["status"] == "success"

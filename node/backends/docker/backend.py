@@ -13,7 +13,7 @@ from docker import APIClient
 from docker.errors import APIError, NotFound
 
 from node.backends.contract import Instance, Progress
-from node.backends.docker.engine import FAULTS, Engine, words
+from node.backends.docker.engine import CALL_S, FAULTS, Engine, words
 from node.backends.docker.images import Images
 from node.backends.docker.networks import Networks
 from node.backends.docker.plan import CONTAINER, HASH, HOST, NODE, PORT, Mark, Network, Plan, plan, refuse_mounts
@@ -46,10 +46,11 @@ class DockerBackend:
         prefix: str = "stoker",
         base_url: str = "",
         pull_patience_s: float = 10.0,
+        call_s: int = CALL_S,
         drifted: Callable[[], None] = lambda: None,
     ) -> None:
         self._mark = Mark(node_id=node_id, prefix=prefix)
-        self._engine = Engine(base_url=base_url)
+        self._engine = Engine(base_url=base_url, call_s=call_s)
         self._images = Images(self._engine, mark=self._mark, registry=registry, patience_s=pull_patience_s)
         self._networks = Networks(self._engine, self._mark, isolation)
         self._watch = Watch(self._engine, self._mark)

@@ -28,7 +28,7 @@ Work = Callable[[Any], T]
 """Blocking work with an `APIClient`; `Any`, because the published stubs leave some of its methods out."""
 
 CALL_S = 30
-"""Longest wait for the answer to a short call."""
+"""Longest wait for the answer to a short call, when nothing else is said."""
 
 LEAVE_S = 5.0
 """How long leaving waits for calls under way. A thread that is still stuck then ends with its own deadline."""
@@ -40,12 +40,13 @@ FAULTS = (DockerException, StreamParseError, requests.RequestException, urllib3.
 class Engine:
     """One Docker engine: `base_url`, or what `DOCKER_HOST` and its companions say, or the usual socket.
 
-    Connects when first needed, and again when the connection was lost.
+    Connects when first needed, and again when the connection was lost. call_s: longest wait for a short call.
     """
 
-    def __init__(self, *, base_url: str = "", workers: int = 32) -> None:
+    def __init__(self, *, base_url: str = "", workers: int = 32, call_s: int = CALL_S) -> None:
         self._where: dict[str, Any] = {"base_url": base_url} if base_url else dict(kwargs_from_env())
         self._workers = workers
+        self._call_s = call_s
         self._lock = threading.Lock()
         self._client: APIClient | None = None
         self._under_way: set[Future[Any]] = set()
@@ -58,6 +59,8 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         waiting = [asyncio.wrap_future(future) for future in tuple(self._under_way)]
+        for each in waiting:  # nobody asks for them any more
+            each.add_done_callback(lambda done: done.cancelled() or done.exception())
         if waiting:
             await asyncio.wait(waiting, timeout=LEAVE_S)
         self._pool.shutdown(wait=not self._under_way, cancel_futures=True)
@@ -86,10 +89,10 @@ class Engine:
         future = self._pool.submit(work)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
-        # The SDK's own timeout is CALL_S too and frees the thread; a little more here lets its message win.
+        # The SDK's own timeout is the same and frees the thread; a little more here lets its message win.
         # Not `wait_for`: before Python 3.12 it can swallow a cancellation.
         with self._told():
-            async with asyncio.timeout(CALL_S + extra_s + 2):
+            async with asyncio.timeout(self._call_s + extra_s + 2):
                 return await asyncio.wrap_future(future)
 
     async def follow(self, name: str, work: Work[T], *, silence_s: int) -> T:
@@ -118,7 +121,7 @@ class Engine:
         if not scheme.endswith("unix"):
             return
         with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(CALL_S)
+            probe.settimeout(self._call_s)
             try:
                 probe.connect(f"/{path.lstrip('/')}")
             except OSError as error:
@@ -129,7 +132,7 @@ class Engine:
         """The shared client. Connecting races are harmless: a lock held over a dead connection would not be."""
         if self._client is not None:
             return self._client
-        fresh = APIClient(version="auto", timeout=CALL_S, max_pool_size=self._workers, **self._where)
+        fresh = APIClient(version="auto", timeout=self._call_s, max_pool_size=self._workers, **self._where)
         with self._lock:
             if self._client is None:
                 self._client = fresh
