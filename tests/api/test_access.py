@@ -499,3 +499,23 @@ async def test_an_open_address_stays_closed_while_the_store_is_away_at_the_start
                 assert (await client.ask("GET", path)).status == 503
         finally:
             await node.__aexit__(None, None, None)
+
+
+async def test_a_node_that_has_not_seen_its_store_only_tells_how_it_is_and_that_not_if_it_ever_knew_a_key(
+    tmp_path: Path, echo: Echo
+) -> None:
+    node = Node(tmp_path, echo.containers("a"), redis={"url": "redis://127.0.0.1:1"})
+    async with Client(node) as client:
+        node.session = client.session
+        try:
+            for knew_a_key in (False, True):
+                (tmp_path / "data").mkdir(exist_ok=True)
+                if knew_a_key:
+                    (tmp_path / "data" / "keyed").touch()
+                await node.start(ready=False)
+                for path, needs_no_store in (("/info?verbose=true", True), ("/metrics", True), ("/resources", False)):
+                    status = (await client.ask("GET", path)).status
+                    assert status == (200 if needs_no_store and not knew_a_key else 503), path
+                node.kill()
+        finally:
+            await node.__aexit__(None, None, None)
