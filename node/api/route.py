@@ -105,7 +105,8 @@ def pattern_of(request: web.Request) -> str:
 
 def needed(request: web.Request) -> Role | None:
     """The role that the request's route needs, None where no key is. What is not there needs one all the same."""
-    known = request.app[NEEDS].get(pattern_of(request), {})
+    path = pattern_of(request) or request.path  # of a method that is not there, the framework tells no pattern
+    known = request.app[NEEDS].get(path, {})
     method = "GET" if request.method == "HEAD" else request.method
     if method in known:
         return known[method]

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from node.config import Server
 from node.jobs import Role
 from node.metrics import Metrics
 from tests.api.support import Client
-from tests.support import Echo, Node, free_port, stoker
+from tests.support import Echo, Node, RedisServer, free_port, stoker
 
 FULL = bool(os.environ.get("STOKER_FULL"))
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(3600 if FULL else 300)]
@@ -31,6 +31,7 @@ NAMES = ("language", "sentiment")  # those of the document's examples
 AWAY = "away"
 REQUESTS = ("JobRequest", "StreamRequest", "StatusReport")  # what they do not name is not looked at
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
+PHASES = "examples,coverage,fuzzing,stateful"
 RULES = """
 [checks.positive_data_acceptance]  # 422: the fuzzer had used an idempotency key for another request
 expected-statuses = ["2xx", "401", "403", "404", "409", "422", "429"]
@@ -42,12 +43,12 @@ checks.negative_data_rejection.expected-statuses = ["200", "4xx"]
 
 
 @asynccontextmanager
-async def serving(directory: Path, echo: Echo) -> AsyncIterator[Node]:
+async def serving(directory: Path, echo: Echo, **more: Any) -> AsyncIterator[Node]:
     """A node whose containers take all that the document allows; one of them is away, so that its jobs wait."""
     containers = [*echo.containers(*NAMES), {"id": AWAY, "url": f"http://127.0.0.1:{free_port()}"}]
     for container in containers:
         container["generates_proofs"] = True
-    async with Node(directory, containers, down=(AWAY,), server={"max_chain": MAX_CHAIN}) as node:
+    async with Node(directory, containers, down=(AWAY,), server={"max_chain": MAX_CHAIN}, **more) as node:
         yield node
 
 
@@ -140,6 +141,15 @@ async def test_each_route_lets_in_the_roles_that_it_names(keyed: Node, keys: dic
                     assert (answer.status != 403) is let_in, (method, path, role)
 
 
+async def test_a_wrong_method_on_an_open_route_is_405_without_a_key(
+    keyed: Node, keys: dict[str, str], document: Any
+) -> None:
+    async with Client(keyed) as nobody:
+        for path in {path for _, path, operation in operations(document) if not operation["security"]}:
+            assert (await nobody.ask("PATCH", path)).status == 405, path
+            assert (await nobody.ask("OPTIONS", path)).status == 200, path
+
+
 def closed(document: Any) -> Any:
     """The document with the objects of answers closed, so that a field that it does not name is a fault of ours."""
     told = copy.deepcopy(document)
@@ -162,7 +172,16 @@ def fuzzed(document: Any) -> Any:
     return told
 
 
-def fuzz(directory: Path, url: str, document: Any, *, key: str = "", without: tuple[str, ...] = ()) -> Any:
+def keyless(document: Any) -> Any:
+    """The document for a node without keys."""
+    for _, _, operation in operations(document):
+        operation["security"] = []
+    return document
+
+
+def fuzz(
+    directory: Path, url: str, document: Any, *, key: str = "", without: Iterable[str] = (), phases: str = PHASES
+) -> Any:
     """Run the fuzzer's own command; its report. Fails with all that it found."""
     (directory / "openapi.json").write_text(json.dumps(document))
     (directory / "schemathesis.toml").write_text(RULES)
@@ -171,7 +190,8 @@ def fuzz(directory: Path, url: str, document: Any, *, key: str = "", without: tu
     done = subprocess.run(
         [
             *(str(Path(sys.executable).with_name("schemathesis")), "run", "openapi.json", "--url", url),
-            *("--max-examples", str(EXAMPLES), "--generation-database", "none", "--exclude-checks", checks),
+            *("--phases", phases, "--max-examples", str(EXAMPLES), "--exclude-checks", checks),
+            *("--generation-database", "none"),
             *("--no-color", "--continue-on-failure", "--warnings", "off"),
             *("--report", "json", "--report-json-path", "report.json"),
             *header,
@@ -194,7 +214,13 @@ async def test_a_fuzzer_finds_no_fault(
     if who in keys:
         report = fuzz(tmp_path, keyed.url, told, key=keys[who])
     else:
-        for _, _, operation in operations(told):
-            operation["security"] = []  # that node has no keys
-        report = fuzz(tmp_path, node.url, told, without=("ignored_auth",))
+        report = fuzz(tmp_path, node.url, keyless(told), without=["ignored_auth"])
     assert report["operations"]["tested"] == len(list(operations(told)))
+
+
+async def test_what_is_answered_without_the_store_is_described(echo: Echo, document: Any, tmp_path: Path) -> None:
+    with RedisServer("valkey", tmp_path / "redis") as server:
+        async with serving(tmp_path, echo, redis={"url": server.url}) as node:
+            server.kill()
+            without = ["not_a_server_error", "positive_data_acceptance", "negative_data_rejection", "ignored_auth"]
+            fuzz(tmp_path, node.url, keyless(fuzzed(document)), without=without, phases="examples,fuzzing")
