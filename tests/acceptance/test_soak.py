@@ -24,7 +24,7 @@ pytestmark = pytest.mark.acceptance
 FULL = bool(os.environ.get("STOKER_FULL"))
 JOBS, PARTS = (200_000, 11) if FULL else (3_000, 3)
 CLIENTS = 8
-BATCH = 50
+BATCH = 200 if FULL else 50
 KEPT_S = 1
 CHAINS = [["a"], ["a", "b"], ["a", "b", "c"], ["b", "b"], ["c", "a"]]
 KEY = "stoker:{0}:"
@@ -117,7 +117,7 @@ class Load:
                 found = await answer.json() if answer.status == 200 else []
             statuses = [job["status"] for job in found]
             if "running" in statuses:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.2)
                 return False
             self.outcomes.update(statuses)
             return True
@@ -142,7 +142,7 @@ class Watch:
         await eventually(self._empty, message="the purge of all jobs")
         await self._node.get("/health")  # opens the one connection that a client keeps
         logged = self._node.log.stat().st_size
-        keys = {key: key.removeprefix(KEY).partition(":")[0] for key in self._raw.keys()}
+        keys = {key: key.removeprefix(KEY).partition(":")[0] for key in self._raw.scan_iter()}
         assert set(keys.values()) <= {"lane", "bulk", "nodes", "served", "mark"}, "something outlived its jobs"
         streams = [key for key, kind in keys.items() if kind in ("lane", "bulk")]
         held = Held(
