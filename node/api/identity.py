@@ -4,6 +4,8 @@ Keys are needed when the configuration says so, when others can reach the node (
 moment the store has had one. Nothing that happens to the store later lets anybody in without one.
 """
 
+from base64 import b64decode
+from contextlib import suppress
 from ipaddress import ip_address
 
 import structlog
@@ -81,9 +83,15 @@ class Identity:
 
 
 def _secret(headers: list[str]) -> str:
-    """What stands behind `Bearer`; empty when that is not said, or said twice."""
-    scheme, _, secret = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
-    return secret.strip() if scheme.lower() == "bearer" else ""
+    """What stands behind `Bearer`, or the password of `Basic`: some clients can only be given a URL. Empty when neither
+    is said, or something is said twice."""
+    scheme, _, rest = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+    if scheme.lower() == "bearer":
+        return rest.strip()
+    if scheme.lower() == "basic":
+        with suppress(ValueError):
+            return b64decode(rest, validate=True).decode().partition(":")[2]
+    return ""
 
 
 def _told_address(hop: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import aiohttp
 import pytest
 import pytest_asyncio
 import redis
@@ -178,6 +179,22 @@ async def test_what_is_no_valid_key_is_401(nobody: Client, shop: Keyed, header: 
 @pytest.mark.parametrize("header", ["Bearer {key}", "bearer {key}", "BEARER  {key} "])
 async def test_the_scheme_is_read_as_http_says(nobody: Client, shop: Keyed, header: str) -> None:
     assert (await nobody.ask("GET", "/api/jobs", Authorization=header.format(key=shop.secret))).status == 200
+
+
+async def test_a_client_that_can_only_be_given_a_url_shows_the_key_as_its_password(stage: Stage, shop: Keyed) -> None:
+    """Such as `infernet-client` 1.4.0."""
+    for login, status in ((f"any:{shop.secret}", 200), (f":{shop.secret}", 200), (shop.secret, 401), ("any:x", 401)):
+        url = stage.node.url.replace("://", f"://{login}@")
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/api/jobs") as answer:
+            assert answer.status == status
+
+
+@pytest.mark.parametrize(
+    "header", ["Basic", "Basic ", "Basic %%%", "Basic {key}", "Basic é", "Basic /w==", "Basic Og=="]
+)
+async def test_a_password_that_is_none_is_401(nobody: Client, shop: Keyed, header: str) -> None:
+    answer = await nobody.ask("GET", "/api/jobs", Authorization=header.format(key=shop.secret))
+    assert (answer.status, answer.json) == (401, REFUSED)
 
 
 async def test_an_unread_body_is_no_way_to_hold_the_refusal_back(nobody: Client) -> None:
@@ -417,7 +434,7 @@ async def test_from_the_first_key_on_one_is_needed_whatever_happens(tmp_path: Pa
             async with Keyed(node, server, "shop", expires_in_s=30) as shop:
                 began = time.monotonic()
                 await eventually(lambda: refused(node), seconds=5, message="the end of the open door")
-                assert time.monotonic() - began < 2.5
+                assert time.monotonic() - began < 4  # a second, and what a busy machine adds
                 assert (await shop.ask("GET", f"/api/jobs?id={job_id}")).status == 404  # it was the address's
                 await shop.revoke()
                 await eventually(lambda: refused(node, Authorization=f"Bearer {shop.secret}"), seconds=3)
