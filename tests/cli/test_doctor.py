@@ -87,9 +87,6 @@ def test_a_server_that_would_lose_jobs_is_a_fault(tmp_path: Path, kind: str) -> 
     assert has(found["ok"], kind.capitalize(), "answers")
     assert has(found["fault"], "append-only", "off")
     assert has(found["fault"], "eviction", "allkeys-lru")
-    code, found = doctor(tmp_path, {"redis": {"url": server.url}, "server": {"port": free_port()}})
-    assert code == 1
-    assert has(found["fault"], f"store: redis: connection refused 127.0.0.1:{server.port}")
 
 
 async def test_a_running_node_is_looked_at_and_left_alone(tmp_path: Path, echo: Echo) -> None:
@@ -120,5 +117,5 @@ def test_it_can_be_read_in_80_columns_without_colour(tmp_path: Path) -> None:
     lines = ended.stdout.splitlines()
     assert max(len(line) for line in lines) <= 80
     assert lines[0].split()[:2] == ["warning", "configuration"]
-    assert any(line.split()[:3] == ["fault", "store", "redis:"] for line in lines)
+    assert any(line.split() == ["fault", "store", "redis:", "connection", "refused", "127.0.0.1:1"] for line in lines)
     assert lines[-1] == "1 fault, 1 warning"
