@@ -209,7 +209,7 @@ async def test_a_node_does_not_start_with_an_override_that_is_not_allowed(tmp_pa
     file = tmp_path / "config.json"
     hardening = {"privileged": True}
     file.write_text(json.dumps({"containers": [{"id": "a", "image": "any", "hardening": hardening}]}))
-    refused = await asyncio.to_thread(stoker, "serve", "--config", str(file))
+    refused = await asyncio.to_thread(stoker, "serve", "--config", str(file), cwd=tmp_path)
     assert refused.returncode == 2
     assert 'containers[0].hardening.privileged: found true, expected false, unless docker_allow lists "privileged"' in (
         refused.stdout + refused.stderr
