@@ -17,13 +17,7 @@ from node.api import body, examples, shapes
 from node.api.middleware import CALLER, HEADERS, ONCE, once, read_json, reply
 from node.api.route import Answer, Body, Parameter, Route
 from node.config import Server
-from node.errors import (
-    SHOWN_CHARS,
-    Forbidden,
-    NotFound,
-    Refusal,
-    Unavailable,
-)
+from node.errors import SHOWN_CHARS, Forbidden, NotFound, Refusal, Unavailable
 from node.guardian import demand, within
 from node.jobs import JobRequest, Role
 from node.orchestrator import Orchestrator

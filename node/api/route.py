@@ -1,7 +1,7 @@
 """One route of the API as a value: how it is called, by whom, what it takes, and what it answers.
 
-A door's `routes()` is a list of these and reads as its contents. The same list is served (`definitions`), described to
-clients (`openapi`) and asked who may (`identity`): a route without a description, or open by mistake, cannot be.
+A door's `routes()` is a list of these and reads as its contents. The same list is served (`serve`), described to
+clients (`openapi`) and asked who may (`needed`): a route without a description, or open by mistake, cannot be.
 """
 
 from collections.abc import Iterable, Mapping
