@@ -4,10 +4,14 @@ The framework waits for ever for the rest of a request, and for a client that do
 connection that is idle between two requests is the framework's to close, and a handler may take its time.
 """
 
+import array
 import asyncio
+import fcntl
 import re
 import resource
 import socket
+import struct
+import termios
 from typing import Any, cast
 
 import aiohttp
@@ -27,6 +31,7 @@ MAX_HEADERS = 128
 OWN_FILES = 256  # open files beside the connections: the store, containers, logs
 TURNED_AWAY = 64  # connections over the limit that are told so; more are cut off
 TURN_AWAY_S = 1.0
+NO_LINGER = struct.pack("ii", 1, 0)
 
 _QUOTED = re.compile(r"\n|: ?b?['\"]")
 
@@ -95,7 +100,6 @@ class Connection(web.RequestHandler):
             self._turn_away(transport)
             return
         super().connection_made(transport)
-        _give_up_unread(transport, self._connections.timeout_s)
         self._start_timer()
 
     def _turn_away(self, transport: asyncio.Transport) -> None:
@@ -192,11 +196,13 @@ class Connection(web.RequestHandler):
 
     def _await_reading(self, transport: asyncio.Transport) -> None:
         """The client must take a part of the answer in the time for a request, or the connection ends."""
-        waiting = transport.get_write_buffer_size()
+        waiting = _unread_bytes(transport)
         self._unread = self._loop.call_later(self._connections.timeout_s, self._look_at_answer, transport, waiting)
 
     def _look_at_answer(self, transport: asyncio.Transport, before: int) -> None:
-        if before - transport.get_write_buffer_size() < BYTES_PER_S * self._connections.timeout_s:
+        if before - _unread_bytes(transport) < BYTES_PER_S * self._connections.timeout_s:
+            # what the system has queued must go with the connection, or it would stay as long as the client likes
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             transport.abort()
         else:
             self._await_reading(transport)
@@ -258,9 +264,8 @@ def _text(refusal: Refusal) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + answer.body
 
 
-def _give_up_unread(transport: asyncio.Transport, seconds: float) -> None:
-    """Let the system end a connection whose client takes nothing more, also when it is being closed."""
-    option = getattr(socket, "TCP_USER_TIMEOUT", None)
-    connection = transport.get_extra_info("socket")
-    if option is not None and connection is not None:
-        connection.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
+def _unread_bytes(transport: asyncio.Transport) -> int:
+    """What the client has still to take: here, and in the system's own queue, which can hold megabytes."""
+    queued = array.array("i", [0])
+    fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
+    return int(transport.get_write_buffer_size()) + queued[0]
