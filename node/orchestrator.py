@@ -159,8 +159,8 @@ class Orchestrator:
         return answer
 
     async def dead(self, caller: Caller, most: int) -> list[Job]:
-        """Of the latest dead letters those that the caller may see, newest first."""
-        return [job for job in await self._store.dead(most) if _whose(caller) in (None, job.caller)]
+        """The latest dead letters that the caller may see, newest first."""
+        return await self._store.dead(most, _whose(caller))
 
     async def _job(self, job_id: str, caller: Caller) -> Job:
         found = await self.jobs([job_id], caller)

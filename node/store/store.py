@@ -39,6 +39,7 @@ RETRY_MAX_S = 2.0
 RECLAIM_ENTRIES = 100  # in one call, so that one call stays short
 LOOK_JOBS = 200
 PURGE_JOBS = 500
+DEAD_PAGE = 500
 
 
 class Store:
@@ -226,10 +227,17 @@ class Store:
         """Jobs of all callers that are not terminal."""
         return int(await self._commit.call("ZCARD", keys.LIVE))
 
-    async def dead(self, most: int) -> list[Job]:
-        """The latest dead letters: jobs that failed because their worker died too often, or their record is broken."""
-        ids = await self._commit.call("ZRANGE", keys.DEAD, 0, most - 1, "REV")
-        return [job for job in await self.get([job_id.decode() for job_id in ids]) if job is not None]
+    async def dead(self, most: int, caller: str | None = None) -> list[Job]:
+        """The latest dead letters, newest first: jobs that failed because their worker died too often, or their record
+        is broken. Of all callers, or of one."""
+        found: list[Job] = []
+        start, ids = 0, [b""] * DEAD_PAGE
+        while len(ids) == DEAD_PAGE and len(found) < most:
+            ids = await self._commit.call("ZRANGE", keys.DEAD, start, start + DEAD_PAGE - 1, "REV")
+            page = await self.get([job_id.decode() for job_id in ids], caller=caller)
+            found += [job for job in page if job is not None]
+            start += DEAD_PAGE
+        return found[:most]
 
     # What workers ask for
 

@@ -211,3 +211,14 @@ async def test_a_retried_dead_letter_is_off_the_list(store: Store) -> None:
     assert [job.id for job in await store.dead(10)] == [job_id]
     await store.retry(job_id, "x")
     assert await store.dead(10) == []
+
+
+async def test_dead_letters_are_listed_to_whom_they_belong_newest_first(store: Store, raw: redis.Redis) -> None:
+    mine = [await submitted(store, "a") for _ in range(3)]
+    theirs = [str(answer) for answer in await accept(store, [request("a")] * 700, OTHER)]
+    for job_id in mine + theirs:
+        await store.end(job_id, State.FAILED, ContainerError(container="a", error="it broke"), dead=True)
+    assert [job.id for job in await store.dead(10, ME.id)] == mine[::-1]
+    assert [job.id for job in await store.dead(2, ME.id)] == [mine[2], mine[1]]
+    assert len(await store.dead(1000)) == 703
+    assert [job.id for job in await store.dead(1)] == theirs[-1:]
