@@ -151,7 +151,7 @@ def guard(identity: Identity, limit: Limit | None) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         request_id = _request_id(request)
-        request[HEADERS] = {REQUEST_ID: request_id}
+        request[HEADERS] = {REQUEST_ID: request_id, "Server": "stoker"}  # and not which versions of what it runs on
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             request[CALLER] = await (_counted(request, identity, limit) if limit else identity.caller(request))

@@ -30,6 +30,7 @@ log = structlog.get_logger()
 
 MAX_OPERATIONS = 500  # of one script call: the server does nothing else while it runs
 WAIT_SHARE = 0.75  # of the time-out, for replicas
+MAX_GROUP = 2_000  # operations of one round trip: all of them are done within one time-out
 MAX_BYTES = 8 * 1024 * 1024  # of one round trip; a single larger operation travels alone
 
 _CONNECTING = re.compile(
@@ -123,12 +124,13 @@ class Commit:
 
     def _take(self) -> list[_Call]:
         group: list[_Call] = []
-        size = 0
-        while self._waiting and (not group or size < MAX_BYTES):
+        size = count = 0
+        while self._waiting and (not group or (size < MAX_BYTES and count < MAX_GROUP)):
             call = self._waiting.popleft()
             if not call.reply.done():
                 group.append(call)
                 size += call.size
+                count += len(call.operations)
         if not self._waiting:
             self._wanted.clear()
         return group

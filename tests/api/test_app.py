@@ -189,3 +189,9 @@ async def test_a_node_on_ipv6_knows_its_callers_by_their_addresses(tmp_path: Pat
         assert refused["params"] == {"address": "::1", "container": "b"}
         async with node.session.put("/api/status", json={"id": "x", "status": "success", "containers": []}) as answer:
             assert answer.status == 200
+
+
+async def test_an_answer_does_not_tell_what_the_node_runs_on(node: Node) -> None:
+    for path in ("/health", "/nowhere"):
+        async with node.session.get(path) as answer:
+            assert answer.headers["Server"] == "stoker"
