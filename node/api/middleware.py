@@ -44,6 +44,7 @@ STATUS = {
     "headers_too_large": 431,
     "unavailable": 503,
 }
+SERVER = {"Server": "stoker"}  # else the framework tells its version, and Python's
 REQUEST_ID = "X-Request-ID"
 IDEMPOTENCY_KEY = "Idempotency-Key"
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
@@ -60,7 +61,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """A JSON answer: compact, one newline at the end, as the original node writes it."""
     body = msgspec.json.encode(value) + b"\n"
-    return web.Response(body=body, status=status, content_type=payload.MEDIA_TYPE, headers=headers)
+    return web.Response(body=body, status=status, content_type=payload.MEDIA_TYPE, headers=SERVER | (headers or {}))
 
 
 def refused(refusal: Refusal) -> web.Response:
@@ -151,7 +152,7 @@ def guard(identity: Identity, limit: Limit | None) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         request_id = _request_id(request)
-        request[HEADERS] = {REQUEST_ID: request_id, "Server": "stoker"}  # and not which versions of what it runs on
+        request[HEADERS] = {REQUEST_ID: request_id} | SERVER
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             request[CALLER] = await (_counted(request, identity, limit) if limit else identity.caller(request))

@@ -192,6 +192,9 @@ async def test_a_node_on_ipv6_knows_its_callers_by_their_addresses(tmp_path: Pat
 
 
 async def test_an_answer_does_not_tell_what_the_node_runs_on(node: Node) -> None:
+    async with Raw(node) as raw:
+        raw.writer.write(b"rubbish\r\n\r\n")
+        assert "\r\nServer: stoker\r\n" in (await raw.head())[1]
     for path in ("/health", "/nowhere"):
         async with node.session.get(path) as answer:
             assert answer.headers["Server"] == "stoker"
