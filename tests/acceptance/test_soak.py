@@ -1,6 +1,6 @@
 """Many jobs of every kind, with results that are soon purged: what the node and its server hold does not grow.
 
-The work comes in eleven parts. After each the node is left alone until every job is gone, and what it holds is counted.
+The work comes in parts. After each the node is left alone until every job is gone, and what it holds is counted.
 The first part warms up: allocators keep what their first busy time needed, connections and threads come to be. The
 second and the last are compared.
 """

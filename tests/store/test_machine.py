@@ -271,20 +271,33 @@ class Machine(Play):
             error = ContainerError(container="", error="the node stopped while it streamed")
             self._ends(job, State.FAILED, error, self.do(store.end(job.id, State.FAILED, error)))
 
-    @rule(node=nodes, container=containers, over=st.booleans())
-    def reclaim(self, node: str, container: str, over: bool) -> None:
-        """over: all leases of the lane are; else none."""
+    @rule(node=nodes, container=containers, over=st.booleans(), deaths=st.sampled_from([1, DEATHS]))
+    def reclaim(self, node: str, container: str, over: bool, deaths: int = DEATHS) -> None:
+        """over: all leases of the lane are; else none. deaths: of its worker, with which a job fails."""
         idle_s = 0 if over else 3600
-        taken = self.stores[node].reclaim(container, idle_s=idle_s, max_deliveries=DEATHS)
-        self._taken_back(container, self.model.running(container) if over else [], taken)
+        taken = self.stores[node].reclaim(container, idle_s=idle_s, max_deliveries=deaths)
+        self._taken_back(container, self.model.running(container) if over else [], taken, deaths)
 
-    def _taken_back(self, container: str, expected: list[str], taken: Awaitable[list[tuple[str, State]]]) -> None:
+    @rule(node=nodes, container=containers)
+    def unheard(self, node: str, container: str) -> None:
+        """The answers to this node's claims were lost: what it never began is queued again, and counts as no death."""
+        mine = [job_id for job_id in self.model.running(container) if self.model.jobs[job_id].node == node]
+        changed = self.do(self.stores[node].reclaim(container, idle_s=0, max_deliveries=0, own=True))
+        assert set(dict(changed)) <= set(mine)
+        if container not in self.model.damaged:
+            assert len(changed) == len(mine)
+        for job_id, state in changed:
+            assert self.model.queue(job_id) is state
+
+    def _taken_back(
+        self, container: str, expected: list[str], taken: Awaitable[list[tuple[str, State]]], deaths: int = DEATHS
+    ) -> None:
         changed = self.do(taken)
         assert set(dict(changed)) <= set(expected)
         if container not in self.model.damaged:
             assert len(changed) == len(expected)
         for job_id, state in changed:
-            assert self.model.lose(job_id, DEATHS) is state
+            assert self.model.lose(job_id, deaths) is state
 
     @rule(node=nodes, over=st.sampled_from(["", "", "gone_s", "queue_timeout_s", "timeout_s"]))
     def look(self, node: str, over: str) -> None:
@@ -323,8 +336,9 @@ class Machine(Play):
 
     # Damage
 
-    @rule(kind=st.sampled_from(DAMAGE), container=containers, pick=picks)
-    def damage(self, kind: str, container: str, pick: int) -> None:
+    @rule(kind=st.sampled_from(DAMAGE), container=containers, pick=picks, seen=st.booleans())
+    def damage(self, kind: str, container: str, pick: int, seen: bool) -> None:
+        """seen: a look comes by before anything else does."""
         lane, kept = f"{KEY}{'bulk' if pick % 4 == 0 else 'lane'}:{container}", Kept(self.raw)
         entries, leases = list(kept.entries(container)), list(kept.leases(container))
         if kind == "lane":
@@ -347,6 +361,8 @@ class Machine(Play):
             self.model.littered.add(container)
         elif kind != "scripts":
             self.model.damaged.add(container)
+        if seen:
+            self.look(NODES[0], over="")
 
     # What must hold
 
