@@ -68,6 +68,7 @@ class Model:
         self.jobs: dict[str, Expected] = {}
         self.waiting: dict[str, list[str]] = {container: [] for container in containers}
         self.damaged: set[str] = set()  # lanes that may have lost something
+        self.regrouped: set[str] = set()  # lanes that may hand out entries a second time, of which a claim finds less
         self.littered: set[str] = set()  # lanes that may have entries too many
 
     def live(self) -> list[Expected]:

@@ -178,7 +178,7 @@ class Machine(Play):
         claims, _ = self.do(self.stores[node].claim(container, count))
         taken = [claim.job_id for claim in claims]
         assert len(taken) <= count
-        if container not in model.damaged | model.littered:
+        if container not in model.damaged | model.littered | model.regrouped:
             assert taken in ((lane + bulk)[:count], (bulk + lane)[:count]), "first in, first out"
         for claim in claims:
             model.begin(claim, node)
@@ -361,6 +361,8 @@ class Machine(Play):
             self.model.littered.add(container)
         elif kind != "scripts":
             self.model.damaged.add(container)
+        if kind in ("lane", "group"):
+            self.model.regrouped.add(container)
         if seen:
             self.look(NODES[0], over="")
 
