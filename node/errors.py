@@ -27,6 +27,14 @@ from typing import Any, ClassVar
 SHOWN_CHARS = 128  # of a name, a path or a header that a client sent, in `params`; longer than any id
 
 
+def readable(words: str) -> str:
+    """Words of somebody else without what is no text, which nothing that writes UTF-8 can write: `?` instead.
+
+    Bytes that were no UTF-8 come as lone surrogates, such as those of a header.
+    """
+    return words.encode("utf-8", "replace").decode()
+
+
 class StokerError(Exception):
     """Root of the tree; `str()` of any of them is a sentence for a reader."""
 

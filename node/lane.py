@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from node.errors import Unavailable
+from node.errors import Unavailable, readable
 from node.jobs import Claim, ContainerError, ContainerOutput, ContainerResult, State
 from node.metrics import Metrics
 from node.registry import Keeper
@@ -159,6 +159,12 @@ class Lane:
             await waiter.close()
 
     async def _run(self, claim: Claim) -> None:
+        try:
+            await self._step(claim)
+        except Exception:  # it would end the lane, and with it the node; the claim's lease ends by itself
+            log.exception("step_lost", job_id=claim.job_id, step=claim.step, container=claim.container)
+
+    async def _step(self, claim: Claim) -> None:
         began = time.monotonic()
         try:
             result = _placed(claim, await self._outcome(claim))
@@ -172,6 +178,15 @@ class Lane:
         _log_step(claim, result, state, time.monotonic() - began)
 
     async def _outcome(self, claim: Claim) -> ContainerResult:
+        """Whatever happens: a fault of ours in one step is the end of that job, and of nothing else."""
+        try:
+            return await self._called(claim)
+        except Exception as error:  # as in a door's middleware
+            log.exception("step_broke", job_id=claim.job_id, step=claim.step, container=claim.container)
+            words = f"container '{claim.container}': internal error: {readable(str(error)) or type(error).__name__}"
+            return ContainerError(container=claim.container, error=words)
+
+    async def _called(self, claim: Claim) -> ContainerResult:
         """Of the call, or of one of its repetitions. A container that went down meanwhile is waited for."""
         pause_s = REPEAT_FIRST_S
         for _ in range(self._keeper.spec.retries):

@@ -4,6 +4,7 @@ Event names and field names are constants of the code (`job_id, caller, lane, st
 duration_s, code, request_id`); payloads are never logged at INFO.
 """
 
+import json
 import logging
 import sys
 from logging.handlers import RotatingFileHandler
@@ -40,7 +41,10 @@ def _console() -> structlog.dev.ConsoleRenderer:
 
 
 def _json(logger: Any, method: str, event: structlog.typing.EventDict) -> str:
-    return msgspec.json.encode(event, enc_hook=str).decode()
+    try:
+        return msgspec.json.encode(event, enc_hook=str).decode()
+    except UnicodeEncodeError:  # what is no text: escaped
+        return json.dumps(event, default=str)
 
 
 class _Sinks:

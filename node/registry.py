@@ -21,7 +21,7 @@ import structlog
 
 from node.backends.contract import Backend, Instance
 from node.config import Config, ContainerSpec
-from node.errors import BackendError
+from node.errors import BackendError, readable
 from node.service import Service
 
 log = structlog.get_logger()
@@ -225,6 +225,7 @@ class Keeper:
         self._tell(phase, reason, restarts=self.health.restarts + 1, log_tail=tuple(lines))
 
     def _tell(self, phase: Phase, reason: str, *, restarts: int | None = None, log_tail: tuple[str, ...] = ()) -> None:
+        reason = readable(reason)
         before = self.health
         if (before.phase, before.reason) == (phase, reason):
             return

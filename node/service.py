@@ -21,6 +21,7 @@ import msgspec
 from node import payload
 from node.config import ContainerSpec
 from node.config.faults import masked
+from node.errors import readable
 from node.jobs import ContainerError, ContainerOutput, ContainerResult
 
 EXCERPT_CHARS = 500  # of a container's error text
@@ -45,7 +46,7 @@ class StepFailed(Exception):
 
     def __init__(self, message: str, *, again: bool = False, broke: bool = False) -> None:
         """broke: there was no connection, or it broke; whoever keeps the container may know why."""
-        super().__init__(message)
+        super().__init__(readable(message))
         self.again = again
         self.broke = broke
 
@@ -137,7 +138,7 @@ class Service:
     async def _cause(self, failure: StepFailed) -> str:
         """What to tell of a failure: rather how the container ended than that its connection broke."""
         if failure.broke and self._why_down is not None and (ended := await self._why_down()):
-            return f"{self._name}: {ended} during the step"
+            return readable(f"{self._name}: {ended} during the step")
         return str(failure)
 
     async def resources(self, model_id: str | None) -> Any:

@@ -6,7 +6,27 @@ from typing import Any
 
 import pytest
 
-from tests.support import Echo, Node, RedisServer, eventually
+from tests.support import ROOT, Echo, Node, RedisServer, eventually
+
+FAULTY = """
+from node.service import Service
+sound = Service._output
+async def faulty(self, body):
+    if b"fault" in body:
+        raise RuntimeError("a fault")
+    return await sound(self, body)
+Service._output = faulty
+"""
+FORGETFUL = """
+from node.store import Store
+sound, told = Store.finish, []
+async def forgetful(self, claim, result):
+    if not told:
+        told.append(claim)
+        raise RuntimeError("a fault")
+    return await sound(self, claim, result)
+Store.finish = forgetful
+"""
 
 
 async def test_never_more_at_once_than_the_concurrency_of_the_container(tmp_path: Path) -> None:
@@ -85,6 +105,30 @@ async def test_a_timeout_is_repeated_only_for_an_idempotent_container(
         result = await node.run(["a"], {"key": key, "sleep_s": 2})
     assert result["result"]["error"] == "container 'a': timeout after 0.3 s (timeout_s)"
     assert echo.counts()["calls"][key] == calls
+
+
+async def test_a_fault_of_the_nodes_own_ends_one_job_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAULTY)
+    with Echo() as echo:
+        node = Node(tmp_path, echo.containers("a", "b"))
+        node.environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        async with node:
+            ended = await node.run(["b", "a"], {"fault": True})
+            assert ended["status"] == "failed"
+            assert ended["result"]["error"] == "step 1 of 2: container 'b': internal error: a fault"
+            assert (await node.run(["a", "b"], {"x": 1}))["status"] == "success"
+            assert [event["job_id"] for event in node.events("step_broke")] == [ended["id"]]
+            assert "RuntimeError: a fault" in node.events("step_broke")[0]["exception"]
+
+
+async def test_an_outcome_that_cannot_be_written_ends_no_node(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FORGETFUL)
+    with Echo() as echo:
+        node = Node(tmp_path, echo.containers("a"), runner={"lease_s": 1, "reclaim_s": 0.2})
+        node.environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        async with node:
+            assert (await node.run(["a"], {"x": 1}))["status"] == "success"  # the second time
+            assert len(node.events("step_lost")) == 1
 
 
 async def test_two_nodes_on_one_server_share_the_lanes(tmp_path: Path, echo: Echo) -> None:

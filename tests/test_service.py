@@ -232,6 +232,40 @@ async def test_a_status_that_is_no_success_is_told_with_the_containers_words(
     assert await error(answer(body, status, headers)) == told
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        answer(b"{}", headers=b"Content-Type: text/\xff\r\n"),
+        answer(b"{}", headers=b"Content-Type: text/\xe9\xe9\r\nX\xff: 1\r\n"),
+        answer(b"{}", headers=JSON + b"Content-Encoding: gzip\r\n"),
+        answer(b"{}", "500 x", headers=b"Content-Encoding: gzip\r\n"),
+        b"HTTP/1.1 200 O\xff\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 500 \xff\r\nContent-Length: 2\r\n\r\n\xff\xff",
+        b"HTTP/1.1 \xff00 x\r\n\r\n",
+        b"\xff\xfe\r\n\r\n",
+        OK + JSON + b"Content-Length: \xff\r\n\r\n{}",
+        OK + JSON + b"Transfer-Encoding: \xff\r\n\r\n{",
+        OK + JSON + b"Transfer-Encoding: chunked\r\n\r\n\xff\r\n",
+        answer(b"{}", "301 Moved", headers=b"Location: http://\xff/\r\nSet-Cookie: \xff=\xff\r\n"),
+        answer(b'{"error": "\\ud800 \x00"}', "500 x"),
+        answer(b"{", headers=JSON.replace(b"\r\n", b"; charset=\xff\r\n")),
+    ],
+)
+async def test_bytes_that_are_no_text_become_text(raw: bytes) -> None:
+    assert (await error(raw)).encode()
+    (await streamed(raw))[1].encode()
+    async with container(raw) as service:
+        assert await service.resources(None) in (None, {})
+
+
+async def test_what_a_container_says_never_ends_the_node(tmp_path: Path) -> None:
+    head = answer(b"{}", headers=b"Content-Type: text/\xff\r\n")
+    async with container(head) as service, Node(tmp_path, [{"id": "evil", "url": service.url}]) as node:
+        told = await node.run(["evil"], {})
+        assert told["result"]["error"] == "container 'evil': answered text/?, not JSON: {}"
+        assert (await node.run(["evil"], {}))["status"] == "failed"
+
+
 async def test_a_redirect_is_not_followed() -> None:
     asked = []
 

@@ -23,6 +23,7 @@ from node.errors import (
     Unauthorized,
     Unavailable,
     UnsupportedMedia,
+    readable,
 )
 from node.jobs import Caller
 from node.store import Limit
@@ -125,7 +126,7 @@ BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 
 def _shown(header: str) -> str:
     """A header's start, without the bytes that were no text."""
-    return header[:SHOWN_CHARS].encode("utf-8", "replace").decode()
+    return readable(header[:SHOWN_CHARS])
 
 
 ONCE = Parameter(

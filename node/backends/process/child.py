@@ -142,5 +142,6 @@ class _Output(asyncio.Protocol):
 def describe(code: int) -> str:
     """A return code in words."""
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
+        named = -code in set(signal.Signals)  # most real-time signals have no name
+        return f"killed by {signal.Signals(-code).name if named else f'signal {-code}'}"
     return f"exited with code {code}"
