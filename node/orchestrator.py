@@ -121,9 +121,14 @@ class Orchestrator:
         if reason := self._full():
             raise Unavailable("The job store is full", retry_after_s=FULL_RETRY_S, reason=reason)
 
-    async def jobs(self, job_ids: Sequence[str], caller: Caller, *, intermediate: bool = False) -> list[Job]:
-        """Those of these ids that the caller may see, in the order asked; unknown ones, and another's, are left out."""
-        found = await self._store.get(job_ids, intermediate=intermediate, caller=_whose(caller))
+    async def jobs(
+        self, job_ids: Sequence[str], caller: Caller, *, intermediate: bool = False, most_bytes: int | None = None
+    ) -> list[Job]:
+        """Those of these ids that the caller may see, in the order asked; unknown ones, and another's, are left out.
+
+        Raises `TooLarge` when their outputs have more than `most_bytes` together.
+        """
+        found = await self._store.get(job_ids, intermediate=intermediate, caller=_whose(caller), most_bytes=most_bytes)
         return [job for job in found if job is not None]
 
     async def ids(self, caller: Caller, *, pending: bool | None = None) -> list[str]:

@@ -128,7 +128,7 @@ class Infernet:
                         examples={"results": [examples.RESULT], "ids": [examples.ID]},
                     )
                 },
-                errors=(examples.UNKNOWN_ALL,),
+                errors=(examples.UNKNOWN_ALL, examples.ANSWER_TOO_LARGE),
             ),
             Route(
                 method="PUT",
@@ -262,7 +262,8 @@ class Infernet:
             pending = {"true": True, "false": False}.get(request.query.get("pending", ""))
             return reply(await self._orchestrator.ids(caller, pending=pending))
         intermediate = request.query.get("intermediate") == "true"
-        jobs = await self._orchestrator.jobs(job_ids, caller, intermediate=intermediate)
+        most = self._settings.max_answer_bytes
+        jobs = await self._orchestrator.jobs(job_ids, caller, intermediate=intermediate, most_bytes=most)
         if not jobs and self._settings.unknown_ids == "404":
             raise NotFound("Job not found", id=[job_id[:SHOWN_CHARS] for job_id in job_ids[:10]])
         return reply([shapes.job_result(job, intermediate=intermediate) for job in jobs])

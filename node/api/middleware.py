@@ -77,10 +77,10 @@ async def read_json(request: web.Request) -> bytes:
     """The body of a request that must be JSON; not parsed yet."""
     content_type = request.headers.get("Content-Type", "")
     if not payload.is_json(content_type) or (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedMedia("Content-Type must be application/json, in UTF-8", content_type=_shown(content_type))
+        raise UnsupportedMedia("Content-Type must be application/json, in UTF-8", content_type=shown(content_type))
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
-        raise UnsupportedMedia("Compressed bodies are not supported", content_encoding=_shown(encoding))
+        raise UnsupportedMedia("Compressed bodies are not supported", content_encoding=shown(encoding))
     return await request.app[BODIES].read(request)
 
 
@@ -124,7 +124,7 @@ class Bodies:
 BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 
 
-def _shown(header: str) -> str:
+def shown(header: str) -> str:
     """A header's start, without the bytes that were no text."""
     return readable(header[:SHOWN_CHARS])
 

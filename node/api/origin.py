@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from node.api.middleware import CALLER
+from node.api.middleware import CALLER, shown
 from node.api.route import READING, needed
 from node.config import Server
-from node.errors import SHOWN_CHARS, Forbidden
+from node.errors import Forbidden
 
 SETTING = "server.allowed_hosts"
 
@@ -33,12 +33,12 @@ def own_site(settings: Server) -> Middleware:
         host = request.headers.get("Host", "")
         anonymous = request[CALLER].id == request[CALLER].address
         if anonymous and not is_own(_name(host)) and needed(request) is not None:
-            raise Forbidden("Host not allowed", host=host[:SHOWN_CHARS], setting=SETTING)
+            raise Forbidden("Host not allowed", host=shown(host), setting=SETTING)
         origin = request.headers.get("Origin")
         if origin is not None and request.method not in READING:
             netloc = origin.partition("://")[2].lower()
             if netloc != host.lower() and _name(netloc) not in named:
-                raise Forbidden("Request from another site", origin=origin[:SHOWN_CHARS], setting=SETTING)
+                raise Forbidden("Request from another site", origin=shown(origin), setting=SETTING)
         return await handler(request)
 
     return middleware

@@ -106,7 +106,11 @@ class Server(Section):
     )
     max_body_bytes: Bytes = Field(16 * MIB, description="Largest request body; more is answered 413.")
     max_bodies_bytes: Bytes = Field(
-        256 * MIB, description="Most bytes of bodies that are on their way, those up to 64 KiB aside; more: 503."
+        256 * MIB,
+        description="Most bytes of bodies that are on their way or worked on, those up to 64 KiB aside; more: 503.",
+    )
+    max_answer_bytes: Bytes = Field(
+        256 * MIB, description="Most bytes of outputs in the results that one request asks for; more is answered 413."
     )
     max_batch_items: Count = Field(10_000, description="Most jobs in one batch; more is answered 413.")
     max_chain: Count = Field(32, description="Most containers in one chain.")

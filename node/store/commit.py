@@ -244,7 +244,11 @@ def _words(bundle: list[_Call]) -> tuple[Any, ...]:
     script = bundle[0].script
     if script is None:
         return bundle[0].words
-    operations = [operation for call in bundle for operation in call.operations]
+    return words(script, [operation for call in bundle for operation in call.operations])
+
+
+def words(script: Script, operations: Sequence[Operation]) -> tuple[Any, ...]:
+    """The command that runs operations of a script in one call."""
     named = [key for keys, _ in operations for key in keys]
     first_keys, first_args = operations[0]
     args = [arg for _, args in operations for arg in args]

@@ -22,6 +22,7 @@ from node.store import connect, keys, records
 from node.store.access import Access
 from node.store.commit import Commit, script, unavailable
 from node.store.limit import Limit
+from node.store.reader import Reader, Wanted
 from node.store.records import Bounds, BrokenRecord, Change
 from node.store.server import Facts, facts
 from node.store.waiter import Waiter
@@ -31,7 +32,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 SUBMIT, OPEN, CLAIM, FINISH = script("submit"), script("open"), script("claim", last=True), script("finish")
-RELEASE, RENEW, RECLAIM, END, GET = (script(name) for name in ("release", "renew", "reclaim", "end", "get"))
+RELEASE, RENEW, RECLAIM, END = (script(name) for name in ("release", "renew", "reclaim", "end"))
 LOOK, ALIVE, PURGE, RETRY = (script(name) for name in ("look", "alive", "purge", "retry"))
 
 RETRY_FIRST_S = 0.1
@@ -69,6 +70,7 @@ class Store:
         self._commit = Commit(self._client, timeout_s, metrics or Metrics(), replicas=replicas)
         self._queued: dict[str, Callable[[], None]] = {}
         self._streams: set[str] = set()  # opened by this process
+        self._reader = Reader(self._commit, self._connect(), timeout_s)
         self.access = Access(self._commit)
 
     async def __aenter__(self) -> Self:
@@ -83,6 +85,7 @@ class Store:
         try:
             await self._tasks.__aexit__(None, None, None)
         finally:
+            await self._reader.client.aclose()
             await self._client.aclose()
 
     @property
@@ -200,11 +203,18 @@ class Store:
         return State(before.decode()) if before else None
 
     async def get(
-        self, job_ids: Sequence[str], *, intermediate: bool = False, caller: str | None = None
+        self,
+        job_ids: Sequence[str],
+        *,
+        intermediate: bool = False,
+        caller: str | None = None,
+        most_bytes: int | None = None,
     ) -> list[Job | None]:
-        """Jobs in the order asked, None for those that are not known, or not the given caller's; one round trip."""
-        wanted = ("1" if intermediate else "", "" if caller is None else "1", caller or "")
-        rows = await self._commit.run(GET, [((keys.job(job_id),), wanted) for job_id in job_ids])
+        """Jobs in the order asked, None for those that are not known, or not the given caller's; one round trip while
+        their outputs are small. Raises `TooLarge` when the outputs have more than `most_bytes` together.
+        """
+        wanted = Wanted(intermediate=intermediate, caller=caller, most_bytes=most_bytes)
+        rows = await self._reader.rows(job_ids, wanted)
         return [_job(job_id, row) for job_id, row in zip(job_ids, rows, strict=True)]
 
     async def ids(self, caller: str | None, *, pending: bool | None = None) -> list[str]:

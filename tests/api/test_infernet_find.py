@@ -1,5 +1,6 @@
 """GET /api/jobs: results by id, and the caller's ids."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -155,3 +156,36 @@ async def test_unknown_ids_can_be_an_empty_list_as_at_the_original_node(omitting
     job_id = await omitting.submit("a")
     assert await omitting.get(query(UNKNOWN)) == []
     assert [job["id"] for job in await omitting.get(query(UNKNOWN, job_id))] == [job_id]
+
+
+async def test_results_over_the_limit_together_are_413_and_tell_what_to_do(tmp_path: Path, echo: Echo) -> None:
+    async with Node(tmp_path, echo.containers("a"), server={"max_answer_bytes": 1000}) as node, Client(node) as client:
+        job_id = await client.submit("a", data={"bytes": 398})  # with its quotes 400
+        await client.result(job_id)
+        assert len(await client.get(query(job_id, job_id))) == 2
+        answer = await client.ask("GET", query(job_id, job_id, job_id))
+    params = {"limit_bytes": 1000, "setting": "server.max_answer_bytes"}
+    told = "Answer too large: ask for fewer ids at once, or without intermediate results"
+    assert (answer.status, answer.json) == (413, {"error": told, "params": params})
+
+
+async def length(client: Client, path: str) -> int:
+    async with client.session.get(path) as answer:
+        assert answer.status == 200, await answer.read()
+        return sum([len(part) async for part in answer.content.iter_any()])
+
+
+@pytest.mark.timeout(120)
+async def test_large_results_can_be_polled_and_nobody_else_is_refused(tmp_path: Path, echo: Echo) -> None:
+    async with Node(tmp_path, echo.containers("a")) as node, Client(node) as client:
+        job_ids = [await client.submit("a", data={"bytes": 2_000_000}) for _ in range(20)]
+        for job_id in job_ids:
+            await client.result(job_id)
+        polls = [asyncio.create_task(length(client, query(*(job_ids * 6)))) for _ in range(4)]
+        submits = 0
+        while not all(poll.done() for poll in polls):
+            await client.submit("a")
+            submits += 1
+        assert min([await poll for poll in polls]) > 240_000_000
+        print(f"\n{submits} submits meanwhile")
+        assert node.events("store_unavailable") == []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.api.support import Answer, Client
+from tests.api.support import Answer, Client, Raw
 from tests.support import Echo, Node
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -128,3 +128,17 @@ async def test_no_answer_may_be_read_by_another_site(caller: Client) -> None:
         answer = await caller.ask("GET", path, Origin="http://evil.example")
         assert not [name for name in answer.headers if name.lower().startswith("access-control")]
         assert answer.headers["Content-Type"] == "application/json"
+
+
+async def test_names_that_are_no_text_are_403_too(caller: Client) -> None:
+    for lines in (
+        ["GET /api/jobs HTTP/1.1", "Host: \xff\xfe"],
+        ["DELETE /api/jobs/x HTTP/1.1", "Host: localhost", "Origin: http://\xff"],
+    ):
+        async with Raw(caller.node) as raw:
+            raw.writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+            status, _ = await raw.head()
+            assert status == 403
+            assert json.loads(await raw.until(b"\n"))["params"]["setting"] == "server.allowed_hosts"
+    assert caller.node.events("request_failed") == []
+    assert caller.node.events("server_failed") == []
