@@ -5,7 +5,7 @@ It starts from the set of live jobs, not from leases or lanes: whatever else is 
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
 from typing import Self
 
@@ -35,8 +35,9 @@ class Janitor:
         retention: Retention,
         metrics: Metrics,
         renew: Callable[[], Awaitable[None]],
+        runs: Callable[[str], Collection[str]],
     ) -> None:
-        """renew: prolong the leases of all that runs here."""
+        """renew: prolong the leases of all that runs here. runs: the entries of what runs here in a container."""
         self._store = store
         self._containers = containers
         self._settings = settings
@@ -47,6 +48,7 @@ class Janitor:
         }
         self._metrics = metrics
         self._renew = renew
+        self._runs = runs
         self._mark = ""
 
     async def recover(self) -> None:
@@ -91,17 +93,22 @@ class Janitor:
 
     async def _tell_alive(self) -> None:
         """And find out whether the store lost what it had, jobs and all."""
-        mark = await self._store.alive(self._containers, uuid.uuid4().hex)
+        mark = await self._store.alive(self._containers, uuid.uuid4().hex, self._settings.gone_s)
         if self._mark and mark != self._mark:
             self._metrics.store_emptied.inc()
             log.error("store_emptied", effect="it is not the store that this node knew; the jobs in it are lost")
         self._mark = mark
 
     async def _free_unheard(self, container: str) -> None:
-        """Steps that were claimed for this node, but the answer was lost with the connection: not begun, and not
-        renewed just now."""
-        for job_id, _ in await self._store.reclaim(container, idle_s=UNHEARD_S, max_deliveries=0, own=True):
-            log.info("step_unheard", job_id=job_id, lane=container, state=State.QUEUED.value)
+        """Steps that were claimed for this node, but the answer was lost with the connection: they were not begun.
+
+        Answers come in order, so a claim that was answered is known here before the list of what is held.
+        """
+        held = await self._store.held(container, UNHEARD_S)
+        unheard = [entry for entry in held if entry not in self._runs(container)]
+        if unheard:
+            for job_id, _ in await self._store.reclaim(container, entries=unheard):
+                log.info("step_unheard", job_id=job_id, lane=container, state=State.QUEUED.value)
 
     async def _reclaim(self, container: str, *, idle_s: float, own: bool = False) -> None:
         while True:

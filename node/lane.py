@@ -80,6 +80,12 @@ class Lane:
             if job_ids is None or job_id in job_ids:
                 task.cancel()
 
+    def drop(self, lost: Collection[Claim]) -> None:
+        """Stop the calls of steps that are not ours any more. One whose outcome is being recorded is left to that."""
+        for task, claim in self._running.items():
+            if claim in lost and claim.entry in self._calling and not task.cancelling():
+                task.cancel()
+
     @contextlib.asynccontextmanager
     async def slot(self, job_id: str) -> AsyncIterator[None]:
         """One of the container's slots, for a call that does not come from the queue. Waits until one is free.

@@ -97,11 +97,11 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
         url = await stack.enter_async_context(serving(doors, config.server, https))
         logger.info("node_started", version=__version__, url=url, containers=list(specs))
         announce(url, config)
-        janitor = Janitor(store, list(specs), config.runner, config.retention_s, metrics, runner.renew)
+        janitor = Janitor(store, list(specs), config.runner, config.retention_s, metrics, runner.renew, runner.entries)
         if await _recovered(janitor, stop):
             orchestrator.begin()
+            await stack.enter_async_context(janitor)  # works on during the drain: this node is still there
             await stack.enter_async_context(runner)
-            await stack.enter_async_context(janitor)
             await stop.wait()
         logger.info("node_stopping", drain_s=config.runner.drain_s)
         orchestrator.drain()

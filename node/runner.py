@@ -1,7 +1,7 @@
 """Runs steps on this node: one lane per container, the renewal of what runs, and the drain at the end."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
@@ -80,8 +80,22 @@ class Runner:
                 log.warning("renewal_failed", error=str(error))
 
     async def renew(self) -> None:
-        """Keep the leases of running steps; stop those that this node lost, by a cancel or a take-over."""
+        """Keep the leases of running steps; stop those that this node lost, by a cancel or a take-over.
+
+        Raises `Unavailable` when it could not be done for all; it is tried for each lane.
+        """
+        failure: Unavailable | None = None
         for lane in self._lanes.values():
-            if lane.claims:
-                lost = await self._store.renew(lane.claims)
-                lane.abort([claim.job_id for claim in lost])
+            claims = lane.claims
+            try:
+                lost = await self._store.renew(claims) if claims else []
+            except Unavailable as error:
+                failure = error
+            else:
+                lane.drop(lost)
+        if failure:
+            raise failure
+
+    def entries(self, container: str) -> Collection[str]:
+        """What runs in a container's lane, by its entries."""
+        return {claim.entry for claim in self._lanes[container].claims}

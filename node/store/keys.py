@@ -13,6 +13,7 @@ SERVED = PREFIX + "served"  # sorted set: containers, by when a node that has th
 MARK = PREFIX + "mark"  # string: made with the first key; another one, or none, means that the store was emptied
 ACCESS = PREFIX + "access"  # hash: all API keys; its fields are listed in `access.py`
 RATE = PREFIX + "rate"  # prefix of the windows of the rate limit; the package `limits` names and makes them
+BACK = PREFIX + "back"  # string: when nodes were heard of again after a time in which none was
 STOPPED = PREFIX + "stopped"  # channel: ids of jobs that were ended while a step of theirs ran
 
 

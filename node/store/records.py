@@ -73,13 +73,16 @@ def accepted(job_id: str, caller: Caller, request: JobRequest, bounds: Bounds, r
     """What `submit.lua` answered: the job's id, or that of the same request before it, or why it was refused."""
     if reply == 1:
         return job_id
-    if reply == b"lane full":
-        first = request.containers[0]
-        limit = bounds.lanes.get(first, bounds.lane)
-        return Unavailable("Queue full", retry_after_s=FULL_RETRY_S, container=first, limit=limit)
-    if reply == b"caller full":
+    what, _, is_full = reply.partition(b" ")
+    return full(what, request.containers[0], bounds) if is_full else str(what.decode())
+
+
+def full(what: bytes, container: str, bounds: Bounds) -> Refusal:
+    """Why there is no room: in the `lane` of a container, or for the `caller`."""
+    if what == b"caller":
         return RateLimited("Too many jobs at once", retry_after_s=FULL_RETRY_S, limit=bounds.pending)
-    return str(reply.decode())
+    limit = bounds.lanes.get(container, bounds.lane)
+    return Unavailable("Queue full", retry_after_s=FULL_RETRY_S, container=container, limit=limit)
 
 
 def digest(*parts: str) -> str:

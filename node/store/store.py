@@ -33,10 +33,11 @@ T = TypeVar("T")
 
 SUBMIT, OPEN, CLAIM, FINISH = script("submit"), script("open"), script("claim", last=True), script("finish")
 RELEASE, RENEW, RECLAIM, END = (script(name) for name in ("release", "renew", "reclaim", "end"))
-LOOK, ALIVE, PURGE, RETRY = (script(name) for name in ("look", "alive", "purge", "retry"))
+LOOK, ALIVE, PURGE, RETRY, HELD = (script(name) for name in ("look", "alive", "purge", "retry", "held"))
 
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
+CLAIM_BYTES = 4 * 1024 * 1024  # of inputs, then no other is taken: the answer must come within one time-out
 RECLAIM_ENTRIES = 100  # in one call, so that one call stays short
 LOOK_JOBS = 200
 PURGE_JOBS = 500
@@ -130,10 +131,13 @@ class Store:
         for container in {request.containers[0] for _, request in jobs}:
             self._tell(container)
         replies = await submitted
-        return [
+        answers = [
             records.accepted(job_id, caller, request, self._bounds, reply)
             for (job_id, request), reply in zip(jobs, replies, strict=True)
         ]
+        if name and not any(isinstance(answer, str) for answer in answers):
+            await self._commit.call("DEL", name)  # nothing came of it, so nothing is left of it
+        return answers
 
     async def _remember(self, name: str, fingerprint: str) -> None:
         """What a named request was. Its jobs are recorded one by one, so what a crash cut off goes on the next time."""
@@ -145,11 +149,18 @@ class Store:
 
     async def retry(self, job_id: str, new_id: str) -> str | State | None:
         """Start an ended job again as a new one, from the step that it ended in. The new job's id, or that of an
-        earlier retry; the job's state when it has not failed or been cancelled; None when there is nothing to retry."""
-        operation = ((keys.job(job_id), keys.job(new_id)), (job_id, new_id, self._bounds.look_s))
-        ((first, *state),) = await self._commit.run(RETRY, [operation])
-        if state:
-            return State(state[0].decode())
+        earlier retry; the job's state when it has not failed or been cancelled; None when there is nothing to retry.
+
+        Raises `Unavailable` or `RateLimited` where a submit would be refused so.
+        """
+        bounds = self._bounds
+        limits = (bounds.pending, bounds.share, msgspec.json.encode(bounds.lanes), bounds.lane)
+        operation = ((keys.job(job_id), keys.job(new_id)), (job_id, new_id, bounds.look_s, *limits))
+        ((first, *more),) = await self._commit.run(RETRY, [operation])
+        if first == b"full":
+            raise records.full(more[0], more[1].decode(), bounds)
+        if more:
+            return State(more[0].decode())
         return None if first == b"nothing" else str(first.decode())
 
     async def open(
@@ -266,7 +277,7 @@ class Store:
     async def claim(self, container: str, count: int) -> tuple[list[Claim], str]:
         """Begin up to `count` waiting steps of a lane. With them its tail: "" while there may be more steps,
         else the place to `wait` from."""
-        operation = ((keys.lane(container), keys.bulk(container)), (self._node_id, count))
+        operation = ((keys.lane(container), keys.bulk(container)), (self._node_id, count, CLAIM_BYTES))
         ((tail, *rows),) = await self._commit.run(CLAIM, [operation])
         claims = []
         for row in rows:
@@ -330,27 +341,46 @@ class Store:
         held = await self._commit.run(RENEW, operations)
         return [claim for claim, still in zip(asked, held, strict=True) if not still]
 
+    async def held(self, container: str, idle_s: float) -> list[str]:
+        """Entries that this node's name has had for longer than `idle_s` without renewing them."""
+        operation = (
+            (keys.lane(container), keys.bulk(container)),
+            (self._node_id, int(idle_s * 1000), RECLAIM_ENTRIES),
+        )
+        (entries,) = await self._commit.run(HELD, [operation])
+        return [entry.decode() for entry in entries]
+
     async def reclaim(
-        self, container: str, *, idle_s: float, max_deliveries: int, own: bool = False
+        self,
+        container: str,
+        *,
+        idle_s: float = 0,
+        max_deliveries: int = 0,
+        own: bool = False,
+        entries: Sequence[str] = (),
     ) -> list[tuple[str, State]]:
         """Queue the steps of a lane again whose lease was not renewed for `idle_s`; what became of each job.
 
         own: only steps that this node's name holds, as it does at its start for those of its earlier life.
-        max_deliveries: 0 for steps that were certainly not begun.
+        max_deliveries: 0 for steps that were certainly not begun. entries: these, instead of those that are idle.
         """
         consumer = self._node_id if own else ""
+        only = msgspec.json.encode(entries) if entries else ""
         operation = (
             (keys.lane(container), keys.bulk(container)),
-            (int(idle_s * 1000), consumer, RECLAIM_ENTRIES, max_deliveries, container),
+            (int(idle_s * 1000), consumer, RECLAIM_ENTRIES, max_deliveries, container, only),
         )
         (reply,) = await self._commit.run(RECLAIM, [operation])
         if reply:
             self._tell(container)
         return [(reply[i].decode(), State(reply[i + 1].decode())) for i in range(0, len(reply), 2)]
 
-    async def alive(self, containers: Sequence[str], mark: str) -> str:
+    async def alive(self, containers: Sequence[str], mark: str, gone_s: float) -> str:
         """Say that this node is there and has these containers. The store's mark: `mark`, if it had none."""
-        operation = ((keys.NODES, keys.SERVED, keys.MARK), (self._node_id, msgspec.json.encode(containers), mark))
+        operation = (
+            (keys.NODES, keys.SERVED, keys.MARK, keys.BACK),
+            (self._node_id, msgspec.json.encode(containers), mark, gone_s),
+        )
         (found,) = await self._commit.run(ALIVE, [operation])
         return str(found.decode())
 

@@ -58,7 +58,7 @@ class Play(RuleBasedStateMachine):
     def start(self, node: str) -> None:
         self.stores[node] = Store(self.server.url, node_id=node, bounds=BOUNDS)
         self.do(self.stores[node].__aenter__())
-        self.do(self.stores[node].alive(CONTAINERS, "mark"))
+        self.do(self.stores[node].alive(CONTAINERS, "mark", 3600))
 
     def stop(self, node: str) -> None:
         self.do(self.stores.pop(node).__aexit__(None, None, None))

@@ -222,3 +222,42 @@ async def test_dead_letters_are_listed_to_whom_they_belong_newest_first(store: S
     assert [job.id for job in await store.dead(2, ME.id)] == [mine[2], mine[1]]
     assert len(await store.dead(1000)) == 703
     assert [job.id for job in await store.dead(1)] == theirs[-1:]
+
+
+async def test_a_job_over_its_callers_share_stays_so_in_every_step_and_retry(
+    server: RedisServer, raw: redis.Redis
+) -> None:
+    bounds = Bounds(share=1, lanes={"a": 100, "b": 2}, pending=5)
+    async with Store(server.url, node_id="n1", bounds=bounds) as store:
+        ids = [str(answer) for answer in await accept(store, [request("a", "b")] * 4)]
+        for _ in range(4):
+            await store.finish(await claimed(store, "a"), output("a"))
+        assert (raw.xlen(KEY + "lane:b"), raw.xlen(KEY + "bulk:b")) == (1, 3)
+        await submitted(store, "b", caller=OTHER)
+        answer = (await accept(store, [request("b")]))[0]
+        assert isinstance(answer, Unavailable), "more than its share, and the container is full"
+        await store.end(ids[3], State.CANCELLED)
+        with pytest.raises(Unavailable, match="Queue full"):
+            await store.retry(ids[3], "x")
+        await store.end(ids[2], State.CANCELLED)
+        await store.end(ids[1], State.CANCELLED)
+        for _ in range(2):
+            await store.finish(await claimed(store, "b"), output("b"))
+        await accept(store, [request("a")] * 5)
+        with pytest.raises(RateLimited):
+            await store.retry(ids[3], "x")
+
+
+async def test_a_claim_takes_only_as_much_input_as_can_be_answered(store: Store) -> None:
+    large = b'"' + b"x" * (3 * 1024 * 1024) + b'"'
+    await accept(store, [request("a", data=large)] * 3 + [request("a")] * 3)
+    sizes = []
+    while claims := (await store.claim("a", 10))[0]:
+        sizes.append([len(claim.input) > 1000 for claim in claims])
+    assert sizes == [[True, True], [True, False, False, False]]
+
+
+async def test_a_request_of_which_nothing_was_accepted_leaves_nothing(small: Store, raw: redis.Redis) -> None:
+    await accept(small, [request("b")] * 5)
+    assert isinstance((await accept(small, [request("a")], once="k"))[0], RateLimited)
+    assert raw.keys(KEY + "once:*") == []

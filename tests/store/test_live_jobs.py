@@ -171,8 +171,8 @@ async def test_a_jobs_own_timeouts_hold_and_do_not_widen_the_nodes(store: Store)
 
 
 async def test_a_job_for_a_container_that_no_node_has_fails(store: Store, neighbour: Store) -> None:
-    await neighbour.alive(["a"], "m")
-    await store.alive(["b"], "m")
+    await neighbour.alive(["a"], "m", 60)
+    await store.alive(["b"], "m", 60)
     served, unserved = await submitted(store, "a"), await submitted(store, "c")
     error = await failed_with_other_pending(store, unserved)
     assert error.error == "container 'c': no node has had it for 0.05 s (runner.gone_s)"
@@ -181,7 +181,7 @@ async def test_a_job_for_a_container_that_no_node_has_fails(store: Store, neighb
 
 async def failed_with_other_pending(store: Store, job_id: str) -> ContainerError:
     async def ended() -> bool:
-        await store.alive(["a", "b"], "m")
+        await store.alive(["a", "b"], "m", 60)
         return job_id in {each.job_id for each in await look(store, gone_s=0.05)}
 
     await eventually(ended)
@@ -192,7 +192,7 @@ async def failed_with_other_pending(store: Store, job_id: str) -> ContainerError
 
 
 async def test_a_stream_ends_with_its_node(store: Store, neighbour: Store, raw: redis.Redis) -> None:
-    await neighbour.alive([], "m")
+    await neighbour.alive([], "m", 60)
     await neighbour.open(ME, "s-1", ["a"], State.RUNNING, data=b"{}")
     assert await look(store) == []
     assert (await failed_with(store, "s-1", gone_s=0.05)).error == "the node stopped while it streamed"
@@ -200,7 +200,7 @@ async def test_a_stream_ends_with_its_node(store: Store, neighbour: Store, raw: 
 
 
 async def test_a_stream_that_takes_too_long_is_no_longer_its_nodes(store: Store, raw: redis.Redis) -> None:
-    await store.alive([], "m")
+    await store.alive([], "m", 60)
     await store.open(ME, "s-1", ["a"], State.RUNNING, data=b"{}")
     assert "not done 0.05 s" in (await failed_with(store, "s-1", timeout_s=0.05)).error
     assert raw.smembers(KEY + "streams:n1") == set()
@@ -288,8 +288,85 @@ async def test_a_late_outcome_in_an_emptied_store_makes_no_ghost(store: Store, r
 
 
 async def test_an_emptied_store_has_another_mark(store: Store, neighbour: Store, raw: redis.Redis) -> None:
-    assert [await store.alive([], "one"), await neighbour.alive([], "two"), await store.alive([], "three")] == [
-        "one"
-    ] * 3
+    assert [
+        await store.alive([], "one", 60),
+        await neighbour.alive([], "two", 60),
+        await store.alive([], "three", 60),
+    ] == ["one"] * 3
     raw.flushall()
-    assert [await neighbour.alive([], "four"), await store.alive([], "five")] == ["four", "four"]
+    assert [await neighbour.alive([], "four", 60), await store.alive([], "five", 60)] == ["four", "four"]
+
+
+async def test_after_a_time_in_which_no_node_was_heard_all_get_their_time_to_come_back(
+    store: Store, neighbour: Store, raw: redis.Redis
+) -> None:
+    await neighbour.alive(["a"], "m", 60)
+    await neighbour.open(ME, "s-1", ["a"], State.RUNNING, data=b"{}")
+    job_id = await submitted(store, "a")
+    raw.delete(KEY + "lane:a")
+    raw.xadd(KEY + "lane:a", {"j": job_id, "s": "0"}, id="1-1")  # it waits since long ago
+    raw.hset(KEY + "job:" + job_id, "entry", "1-1")
+    for index in ("nodes", "served"):
+        raw.zadd(KEY + index, dict.fromkeys(raw.zrange(KEY + index, 0, -1), 1000))
+    await store.alive(["b"], "m", 60)
+    long_wait = {"queue_timeout_s": 1e12, "timeout_s": 1e12, "gone_s": 60}
+    assert await look(store, **long_wait) == []
+    raw.set(KEY + "back", 1000)
+    for ended in (job_id, "s-1"):
+        raw.zadd(KEY + "live", {ended: 0})
+    assert {each.job_id for each in await look(store, **long_wait)} == {job_id, "s-1"}
+
+
+async def test_a_running_step_whose_node_and_container_are_gone_fails(store: Store, raw: redis.Redis) -> None:
+    job_id = await submitted(store, "a")
+    claim = await claimed(store, "a")
+    raw.xclaim(KEY + "lane:a", "nodes", "n1", 0, [claim.entry], idle=100_000)
+    await store.alive(["b"], "m", 0.001)
+    raw.delete(KEY + "back")
+    assert (await failed_with(store, job_id, gone_s=60)).error.endswith("no node has had it for 60 s (runner.gone_s)")
+
+
+@pytest.mark.parametrize("damage", ["a text", "queue_s"])
+async def test_what_is_no_record_at_all_does_not_keep_the_others_waiting(
+    store: Store, raw: redis.Redis, damage: str
+) -> None:
+    bad, other = await submitted(store, "a"), await submitted(store, "a")
+    claim = await claimed(store, "a")
+    assert claim.job_id == bad
+    if damage == "a text":
+        raw.delete(KEY + "job:" + bad)
+        raw.set(KEY + "job:" + bad, "x")
+    else:
+        raw.hset(KEY + "job:" + bad, "total_s", "abc")
+    raw.zadd(KEY + "live", {other: 1e15})
+    assert [each.job_id for each in await look(store)] == [bad]
+    raw.zadd(KEY + "live", {other: 0})
+    raw.delete(KEY + "lane:a")
+    assert [(each.job_id, each.change) for each in await look(store)] == [(other, "queued")]
+    assert await store.renew([claim]) == [claim]
+
+
+async def test_a_renewal_makes_an_entry_that_the_record_lost(store: Store, raw: redis.Redis) -> None:
+    await submitted(store, "a")
+    claim = await claimed(store, "a")
+    raw.hdel(KEY + "job:" + claim.job_id, "entry")
+    assert await store.renew([claim]) == []
+    assert await look(store) == []
+
+
+async def test_only_what_is_held_without_being_renewed_is_listed_and_taken_back(
+    store: Store, neighbour: Store, raw: redis.Redis
+) -> None:
+    first, second, third = [await submitted(store, "a") for _ in range(3)]
+    for _ in range(2):
+        await claimed(store, "a")
+    await claimed(neighbour, "a")
+    entries = [raw.hget(KEY + "job:" + job_id, "entry") for job_id in (first, second, third)]
+    assert await store.held("a", 0) == entries[:2]
+    assert await store.held("a", 60) == []
+    assert await store.reclaim("a", entries=entries[:1]) == [(first, State.QUEUED)]
+    assert [await state_of(store, job_id) for job_id in (first, second, third)] == [
+        State.QUEUED,
+        State.RUNNING,
+        State.RUNNING,
+    ]

@@ -2,7 +2,7 @@
 -- Take steps of a container and begin them: those of its lane first, those of its bulk queue in what is left. One time in
 -- four it is the other way round, so that the bulk queue moves on also behind a lane that is never empty.
 -- KEYS  1 lane  2 bulk queue
--- ARGV  1 consumer  2 how many at most
+-- ARGV  1 consumer  2 how many at most  3 bytes of their inputs after which no other is taken
 -- Reply { tail, { entry, job id, caller, containers, step, attempt, proof, input }, ... }
 --       tail: '' when there may be more; else the last ids that the lane and the bulk queue ever had, to wait from there
 -- State queued -> running
@@ -27,20 +27,20 @@ local function begun(stream, mark, consumer, entry, id, step)
   return { mark .. entry, id, known[3], known[4], step, attempt, known[5], input or false }
 end
 
--- Take up to `count` entries of a stream; how many of them there were. What is to be run is added to the reply.
-local function taken(stream, mark, consumer, count, reply)
-  local found = grouped(stream, 'XREADGROUP', 'GROUP', 'nodes', consumer, 'COUNT', count, 'STREAMS', stream, '>')
-  local entries = found and found[1] and found[1][2] or {}
-  for _, entry in ipairs(entries) do
-    local fields = named(entry[2])
-    if fields.j and tonumber(fields.s) then
-      reply[#reply + 1] = begun(stream, mark, consumer, entry[1], fields.j, fields.s)
-    else -- not ours; a job that has lost its entry gets a new one from the janitor
-      redis.call('XACK', stream, 'nodes', entry[1])
-      redis.call('XDEL', stream, entry[1])
-    end
+-- Take the next entry of a stream, and begin its step; whether there was one, and the bytes of the step's input.
+local function taken(stream, mark, consumer, reply)
+  local found = grouped(stream, 'XREADGROUP', 'GROUP', 'nodes', consumer, 'COUNT', '1', 'STREAMS', stream, '>')
+  local entry = found and found[1] and found[1][2][1]
+  if not entry then return false, 0 end
+  local fields = named(entry[2])
+  if not (fields.j and tonumber(fields.s)) then -- not ours; a job that has lost its entry gets a new one from the janitor
+    redis.call('XACK', stream, 'nodes', entry[1])
+    redis.call('XDEL', stream, entry[1])
+    return true, 0
   end
-  return #entries
+  local step = begun(stream, mark, consumer, entry[1], fields.j, fields.s)
+  reply[#reply + 1] = step
+  return true, step and #(step[8] or '') or 0
 end
 
 local function tail(stream)
@@ -48,12 +48,17 @@ local function tail(stream)
 end
 
 local function one(keys, args)
-  local reply, left = { '' }, tonumber(args[2])
+  local reply, most, left_bytes = { '' }, tonumber(args[2]), tonumber(args[3])
   local streams = { { keys[1], '' }, { keys[2], 'b' } }
   if time[2] % 4 == 0 then streams = { streams[2], streams[1] } end
   for _, each in ipairs(streams) do
-    if left > 0 then left = left - taken(each[1], each[2], args[1], left, reply) end
+    local more, bytes = true, 0
+    while more do
+      if #reply > most or left_bytes <= 0 then return reply end
+      more, bytes = taken(each[1], each[2], args[1], reply)
+      left_bytes = left_bytes - bytes
+    end
   end
-  if left > 0 then reply[1] = tail(keys[1]) .. ' ' .. tail(keys[2]) end
+  reply[1] = tail(keys[1]) .. ' ' .. tail(keys[2])
   return reply
 end

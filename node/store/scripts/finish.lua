@@ -18,7 +18,7 @@ local function one(keys, args)
     return 'succeeded'
   end
   local step = string.format('%d', args[4] + 1)
-  local entry = enqueue(args[1], args[6], step)
+  local entry = enqueue(args[1], args[6], step, known[4])
   redis.call('HSET', keys[1], 'o' .. args[4], args[8], 'state', 'queued', 'step', step, 'entry', entry)
   redis.call('HDEL', keys[1], 'lost')
   return 'queued'

@@ -35,9 +35,12 @@ local function grouped(stream, ...)
   return reply
 end
 
--- Put a step at the end of its lane; the job's record is told the entry by the caller.
-local function enqueue(id, container, step)
-  return redis.call('XADD', lane_key(container), '*', 'j', id, 's', step)
+-- Put a step at the end of its lane, or of the bulk queue; the job's record is told the entry by the caller. A job keeps
+-- the kind that it has: `like` is an entry of it.
+local function enqueue(id, container, step, like)
+  local bulk = string.sub(like or '', 1, 1) == 'b'
+  local entry = redis.call('XADD', bulk and bulk_key(container) or lane_key(container), '*', 'j', id, 's', step)
+  return bulk and 'b' .. entry or entry
 end
 
 -- Where an entry stands, as a job's record names it: its stream, and its id there.
@@ -55,11 +58,13 @@ end
 
 -- Hold a running step for a consumer: its lease begins now. What was lost of the lease, or of the entry, is made again.
 local function hold(id, container, step, entry, consumer)
-  local stream, place_id = place(container, entry)
-  local held = grouped(stream, 'XCLAIM', stream, 'nodes', consumer, '0', place_id, 'FORCE', 'JUSTID')
-  if #held > 0 then return end
-  local fresh, lane = enqueue(id, container, step), lane_key(container)
-  grouped(lane, 'XCLAIM', lane, 'nodes', consumer, '0', fresh, 'FORCE', 'JUSTID')
+  if entry then
+    local stream, place_id = place(container, entry)
+    if #grouped(stream, 'XCLAIM', stream, 'nodes', consumer, '0', place_id, 'FORCE', 'JUSTID') > 0 then return end
+  end
+  local fresh = enqueue(id, container, step, entry)
+  local stream, place_id = place(container, fresh)
+  grouped(stream, 'XCLAIM', stream, 'nodes', consumer, '0', place_id, 'FORCE', 'JUSTID')
   redis.call('HSET', job_key(id), 'entry', fresh)
 end
 

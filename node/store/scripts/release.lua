@@ -8,6 +8,6 @@ local function one(keys, args)
   local known = redis.call('HMGET', keys[1], 'state', 'attempt', 'entry')
   if known[1] ~= 'running' or known[2] ~= args[2] then return 'stale' end
   dequeue(args[4], known[3])
-  redis.call('HSET', keys[1], 'state', 'queued', 'entry', enqueue(args[1], args[4], args[3]))
+  redis.call('HSET', keys[1], 'state', 'queued', 'entry', enqueue(args[1], args[4], args[3], known[3]))
   return 'queued'
 end

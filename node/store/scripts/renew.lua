@@ -5,8 +5,8 @@
 -- Reply 1; 0 when this attempt no longer holds the step
 -- State unchanged
 local function one(keys, args)
-  local known = redis.call('HMGET', keys[1], 'state', 'attempt', 'entry')
+  local known = redis.pcall('HMGET', keys[1], 'state', 'attempt', 'entry')
   if known[1] ~= 'running' or known[2] ~= args[3] then return 0 end
-  hold(args[2], args[5], args[4], known[3], args[1])
+  hold(args[2], args[5], args[4], known[3] or nil, args[1])
   return 1
 end

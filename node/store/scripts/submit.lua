@@ -1,7 +1,7 @@
 -- Accept a job: record it, index it, and queue its first step.
 -- KEYS  1 job  2 lane of the first container  3 its bulk queue  4 record of the request, or the job again without a name
 -- ARGV  1 job id  2 caller  3 containers, JSON list  4 data, JSON  5 requires_proof "1" or ""
---       6 most entries of the container  7 most live jobs of the caller  8 seconds until the janitor looks at it first
+--       6 most entries of the lane, and of it with its bulk queue for a step of that  7 most live jobs of the caller  8 seconds until the janitor looks at it first
 --       9 queue timeout or ""  10 total timeout or "", seconds  11 how long the record is kept, seconds, or ""
 --       12 live jobs of the caller from which on its steps go to the bulk queue
 -- Reply 1; or the id of the job that the record names; or 'lane full', 'caller full' (nothing is changed)
@@ -15,11 +15,12 @@ local function one(keys, args)
   local earlier = args[11] ~= '' and redis.call('GET', keys[4])
   if earlier then return earlier end
   if redis.call('EXISTS', keys[1]) == 1 then return args[1] end
-  if redis.call('XLEN', keys[2]) + redis.call('XLEN', keys[3]) >= tonumber(args[6]) then return 'lane full' end
   local pending = PREFIX .. 'pending:' .. args[2]
   local live = redis.call('ZCARD', pending)
   if live >= tonumber(args[7]) then return 'caller full' end
   local bulk = live >= tonumber(args[12])
+  local waiting = redis.call('XLEN', keys[2]) + (bulk and redis.call('XLEN', keys[3]) or 0)
+  if waiting >= tonumber(args[6]) then return 'lane full' end
   local entry = redis.call('XADD', bulk and keys[3] or keys[2], '*', 'j', args[1], 's', '0')
   if bulk then entry = 'b' .. entry end
   redis.call('HSET', keys[1], 'caller', args[2], 'containers', args[3], 'data', args[4], 'proof', args[5],
