@@ -59,8 +59,7 @@ class Janitor:
         await self._tell_alive()
         for container in self._containers:
             await self._reclaim(container, idle_s=0, own=True)
-        for job_id in await self._store.left_streams():
-            await self._end_stream(job_id)
+        await self._end_streams()
 
     async def __aenter__(self) -> Self:
         self._group = await asyncio.TaskGroup().__aenter__()
@@ -87,6 +86,7 @@ class Janitor:
         for container in self._containers:
             await self._free_unheard(container)
             await self._reclaim(container, idle_s=self._settings.lease_s)
+        await self._end_streams()
         await self._look()
         for state, kept_s in self._kept_s.items():
             await self._purge(state, kept_s)
@@ -142,8 +142,9 @@ class Janitor:
         if removed:
             log.info("jobs_purged", state=state.value, count=removed)
 
-    async def _end_stream(self, job_id: str) -> None:
-        """A stream that this node ran cannot go on: its client is gone."""
-        error = ContainerError(container="", error="the node stopped while it streamed")
-        await self._store.end(job_id, State.FAILED, error)
-        log.warning("stream_ended", job_id=job_id, state=State.FAILED.value)
+    async def _end_streams(self) -> None:
+        """Streams that nobody runs cannot go on: their clients are gone."""
+        error = ContainerError(container="", error="the node or its job store stopped while it streamed")
+        for job_id in await self._store.left_streams():
+            await self._store.end(job_id, State.FAILED, error)
+            log.warning("stream_ended", job_id=job_id, state=State.FAILED.value)

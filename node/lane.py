@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,8 @@ class Lane:
         self._store = store
         self._retries = metrics.retries.labels(self.container)
         self._free = keeper.spec.concurrency
+        self._share = (keeper.spec.concurrency + 1) // 2  # of the slots, for one caller's streams
+        self._holders: Counter[str] = Counter()  # how many each caller's streams hold
         self._maybe_more = True
         self._look = asyncio.Event()
         self._freed = asyncio.Event()
@@ -87,13 +90,14 @@ class Lane:
                 task.cancel()
 
     @contextlib.asynccontextmanager
-    async def slot(self, job_id: str) -> AsyncIterator[None]:
-        """One of the container's slots, for a call that does not come from the queue. Waits until one is free.
+    async def slot(self, job_id: str, caller: str) -> AsyncIterator[None]:
+        """One of the container's slots, for a call that does not come from the queue. Waits until one is free, and
+        until the caller holds fewer than half of them so, that others get on.
 
         The task that holds it is cancelled by `abort`.
         """
         await self._keeper.until_ready()
-        while not self._free:
+        while not self._free or self._holders[caller] >= self._share:
             self._freed.clear()
             await self._freed.wait()
         task = asyncio.current_task()
@@ -101,10 +105,12 @@ class Lane:
             raise Unavailable("The node is shutting down")
         self._free -= 1
         self._streams[task] = job_id
+        self._holders[caller] += 1
         try:
             yield
         finally:
             del self._streams[task]
+            self._holders -= Counter([caller])  # and what is 0 is dropped
             self._leave(1)
 
     def _told(self) -> None:

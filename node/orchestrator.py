@@ -186,7 +186,7 @@ class Orchestrator:
         if not self._registry[container].ready:
             raise Unavailable("Container not ready", retry_after_s=1, container=container)
         job_id = str(uuid.uuid4())
-        async with self._runner.lanes[container].slot(job_id):
+        async with self._runner.lanes[container].slot(job_id, caller.id):
             await self._open_stream(job_id, request, caller)
             result: ContainerResult | None = None
             try:

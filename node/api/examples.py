@@ -96,6 +96,7 @@ QUEUE_FULL = Unavailable("Queue full", container="language", limit=100_000)
 USED_BEFORE = Mismatch("Idempotency-Key was used for another request")
 ONE_CONTAINER = Rejected("Streaming supports one container", containers=["language", "sentiment"])
 NOT_READY = Unavailable("Container not ready", container="language")
+OWN_STREAMS = RateLimited("Too many streams at once", limit=32, setting="server.max_streams_per_caller")
 TOO_MANY_STREAMS = Unavailable("Too many streams", limit=1000, setting="server.max_streams")
 
 UNKNOWN = NotFound("Job not found", id=ID)

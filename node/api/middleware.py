@@ -51,6 +51,8 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
 HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("headers", dict[str, str])
 """What every answer to the request carries: its id, and how many more may come."""
+HELD: web.RequestKey[int] = web.RequestKey("held", int)
+"""Bytes of its body that are counted."""
 
 REPORTS = ("PUT", "/api/status")  # not counted: a runner elsewhere reports each of its jobs
 
@@ -85,7 +87,7 @@ async def read_json(request: web.Request) -> bytes:
 
 
 class Bodies:
-    """Reads bodies, each up to its limit, and all that are under way up to another."""
+    """Reads bodies, each up to its limit, and all that are under way or worked on up to another."""
 
     def __init__(self, settings: Server) -> None:
         self._limit_bytes = settings.max_body_bytes
@@ -93,29 +95,34 @@ class Bodies:
         self._held_bytes = 0
 
     async def read(self, request: web.Request) -> bytes:
-        """Raises `TooLarge`, if it can before the body has come, or `Unavailable`. A small body is always read."""
+        """Raises `TooLarge`, if it can before the body has come, or `Unavailable`. A small body is always read.
+
+        The bytes are held until `release`.
+        """
         if (request.content_length or 0) > self._limit_bytes:
             raise self._too_large()
         parts: list[bytes] = []
-        size = held = 0
-        try:
-            while part := await request.content.readany():
-                parts.append(part)
-                size += len(part)
-                if size > self._limit_bytes:
-                    raise self._too_large()
-                if size > SMALL_BODY_BYTES:
-                    self._hold(size - held)
-                    held = size
-            return b"".join(parts)
-        finally:
-            self._held_bytes -= held
+        size = 0
+        while part := await request.content.readany():
+            parts.append(part)
+            size += len(part)
+            if size > self._limit_bytes:
+                raise self._too_large()
+            if size > SMALL_BODY_BYTES:
+                self._hold(request, size)
+        return b"".join(parts)
 
-    def _hold(self, size: int) -> None:
-        if self._held_bytes + size > self._together_bytes:
+    def _hold(self, request: web.Request, size: int) -> None:
+        more = size - request.get(HELD, 0)
+        if self._held_bytes + more > self._together_bytes:
             limit, setting = self._together_bytes, "server.max_bodies_bytes"
             raise Unavailable("Too many large bodies", retry_after_s=1, limit_bytes=limit, setting=setting)
-        self._held_bytes += size
+        self._held_bytes += more
+        request[HELD] = size
+
+    def release(self, request: web.Request) -> None:
+        """The request is answered, or given up."""
+        self._held_bytes -= request.get(HELD, 0)
 
     def _too_large(self) -> TooLarge:
         return TooLarge("Body too large", limit_bytes=self._limit_bytes)
@@ -165,6 +172,8 @@ def guard(identity: Identity, limit: Limit | None) -> Middleware:
         except Exception:  # the one place: a fault of ours is told to the log, and to the client only its id
             log.exception("request_failed", method=request.method, path=request.path)
             answer = reply({"error": "Internal error", "params": {"request_id": request_id}}, 500)
+        finally:
+            request.app[BODIES].release(request)
         if not answer.prepared:
             answer.headers.update(request[HEADERS])
         return answer

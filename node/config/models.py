@@ -104,6 +104,11 @@ class Server(Section):
     max_streams: Count = Field(
         1000, description="Most streams at once, waiting ones included; one more is answered 503."
     )
+    max_streams_per_caller: Count = Field(
+        32,
+        description="Most streams of one caller at once; one more is answered 429. They get half of a container's "
+        "slots, rounded up.",
+    )
     max_body_bytes: Bytes = Field(16 * MIB, description="Largest request body; more is answered 413.")
     max_bodies_bytes: Bytes = Field(
         256 * MIB,

@@ -185,7 +185,11 @@ class Store:
         )
         if node:
             self._streams.add(job_id)
-        (recorded,) = await self._commit.run(OPEN, [operation])
+        try:
+            (recorded,) = await self._commit.run(OPEN, [operation])
+        except Unavailable:
+            self._streams.discard(job_id)  # it may have been recorded all the same, and is found among those left
+            raise
         return bool(recorded)
 
     async def end(
@@ -404,7 +408,8 @@ class Store:
         return int(removed)
 
     async def left_streams(self) -> list[str]:
-        """Ids of the streams that an earlier life of this node left running."""
+        """Ids of the streams under this node's name that nobody runs: an earlier life of it did, or their start was
+        recorded without an answer."""
         held = [job_id.decode() for job_id in await self._commit.call("SMEMBERS", keys.streams(self._node_id))]
         return [job_id for job_id in held if job_id not in self._streams]
 

@@ -392,3 +392,29 @@ async def test_a_server_that_is_a_replica_is_a_reason_not_to_be_ready(tmp_path: 
 async def reasons(node: Node, words: str) -> bool:
     async with node.session.get("/health/ready") as answer:
         return any(words in reason for reason in (await answer.json())["reasons"])
+
+
+async def test_a_stream_that_was_refused_does_not_stay_running(tmp_path: Path, echo: Echo) -> None:
+    stream = {"containers": ["a"], "data": {"parts": ["x"]}}
+    with RedisServer("valkey", tmp_path / "redis") as server:
+        redis = {"url": server.url, "timeout_s": 0.5}
+        async with Node(tmp_path, echo.containers("a"), redis=redis, runner=BRISK) as node:
+            async with node.session.post("/api/jobs/stream", json=stream) as answer:
+                assert answer.status == 200
+                await answer.read()
+
+            async def answered() -> bool:
+                async with node.session.get("/api/jobs") as answer:
+                    return answer.status == 200
+
+            for _ in range(3):  # another round trip may be the one under way when the store stops
+                server.process.send_signal(signal.SIGSTOP)
+                async with node.session.post("/api/jobs/stream", json=stream) as answer:
+                    assert answer.status == 503
+                server.process.send_signal(signal.SIGCONT)
+                await eventually(answered, message="the store")
+
+            async def ended() -> bool:
+                return await node.get("/api/jobs?pending=true") == [] and len(await node.get("/api/jobs")) > 1
+
+            await eventually(ended, seconds=20, message="the end of the refused streams")

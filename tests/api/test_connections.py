@@ -321,6 +321,23 @@ async def test_too_many_bytes_of_half_bodies_are_503_and_small_bodies_are_not(sm
             assert (await client.ask("POST", "/api/jobs", body)).status == 200
 
 
+async def test_a_body_counts_until_its_request_is_answered(small: Node) -> None:
+    wish = b'{"containers":["a"],"data":{"wait_for":"never","x":"%b"}}' % (b"x" * 600_000)
+    async with Raw(small) as raw:
+        raw.send("POST /api/jobs/stream HTTP/1.1", TYPE, f"Content-Length: {len(wish)}", body=wish)
+        assert (await raw.head())[0] == 200
+        async with Client(small) as client:
+            answer = await client.ask("POST", "/api/jobs", BODY % (b"x" * 600_000))
+            assert (answer.status, answer.json["error"]) == (503, "Too many large bodies")
+            assert (await client.ask("POST", "/api/jobs", BODY % b"x")).status == 200
+
+    async def accepted() -> bool:
+        async with Client(small) as client:
+            return (await client.ask("POST", "/api/jobs", BODY % (b"x" * 600_000))).status == 200
+
+    await eventually(accepted, seconds=10, message="room for a large body")
+
+
 @pytest.mark.timeout(300)
 async def test_few_open_files_make_fewer_connections_and_no_crash(tmp_path: Path, echo: Echo) -> None:
     node = Node(tmp_path, echo.containers("a"))
@@ -379,3 +396,33 @@ async def test_clients_that_leave_at_any_moment_leave_nothing_behind(small: Node
     assert (await small.run(["a"], {"x": 1}))["status"] == "success"
     assert small.events("request_failed") == []
     assert small.events("server_failed") == []
+
+
+async def test_one_callers_streams_leave_slots_and_streams_for_others(tmp_path: Path, echo: Echo) -> None:
+    server = {"max_streams_per_caller": 3}
+    body = json.dumps({"containers": ["a"], "data": {"wait_for": "never"}})
+    stream = ("POST /api/jobs/stream HTTP/1.1", TYPE, f"Content-Length: {len(body)}")
+    async with (
+        Node(tmp_path, echo.containers("a", concurrency=3), server=server) as node,
+        contextlib.AsyncExitStack() as stack,
+        Client(node) as client,
+        Client(node, "127.4.0.1") as other,
+    ):
+        streams = [await stack.enter_async_context(Raw(node)) for _ in range(3)]
+        for raw in streams:
+            raw.send(*stream, body=body.encode())
+        for raw in streams[:2]:
+            assert (await raw.head())[0] == 200  # two of three slots; the third stream waits
+
+        async def refused() -> bool:
+            return (await client.ask("POST", "/api/jobs/stream", {"containers": ["nope"], "data": {}})).status == 429
+
+        await eventually(refused, seconds=10, message="the caller's limit of streams")
+        answer = await client.ask("POST", "/api/jobs/stream", body.encode())
+        params = {"limit": 3, "setting": "server.max_streams_per_caller"}
+        assert (answer.status, answer.json) == (429, {"error": "Too many streams at once", "params": params})
+        assert (await other.result(await other.submit("a", data={"x": 1})))["status"] == "success"
+        answer = await other.ask("POST", "/api/jobs/stream", {"containers": ["a"], "data": {"parts": ["x"]}})
+        assert answer.body.endswith(b"\nx")
+        streams[0].writer.transport.abort()
+        assert (await streams[2].head())[0] == 200

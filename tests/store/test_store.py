@@ -1,6 +1,8 @@
 """The store's promises, on both servers: each operation is one atomic step, and a step has one outcome."""
 
 import asyncio
+import contextlib
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from node.errors import Unavailable
 from node.jobs import Claim, ContainerError, State
 from node.store import Store
 from tests.store.support import ME, OTHER, accept, claimed, output, request, state_of, submitted
-from tests.support import RedisServer
+from tests.support import RedisServer, eventually
 
 
 async def test_a_job_is_visible_as_queued_once_submitted(store: Store) -> None:
@@ -291,3 +293,21 @@ async def test_a_full_server_refuses_new_jobs_and_lets_running_ones_finish(tmp_p
                 await submitted(store, "a")
             assert await store.finish(claim, output("a")) is State.SUCCEEDED
             assert await state_of(store, job_id) is State.SUCCEEDED
+
+
+async def test_a_stream_recorded_without_an_answer_is_among_those_left(store: Store, server: RedisServer) -> None:
+    assert await store.open(ME, "s-1", ["a"], State.RUNNING, data=b"{}")  # from now on the server has the script
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(Unavailable):
+            await store.open(ME, "s-2", ["a"], State.RUNNING, data=b"{}")
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+    async def recorded() -> bool:
+        with contextlib.suppress(Unavailable):
+            return await state_of(store, "s-2") is State.RUNNING
+        return False
+
+    await eventually(recorded, message="the stream's record")
+    assert await store.left_streams() == ["s-2"]
