@@ -2,23 +2,44 @@
 
 Event names and field names are constants of the code (`job_id, caller, lane, step, attempt, state, container, node_id,
 duration_s, code, request_id`); payloads are never logged at INFO.
+
+Lines are written by threads: who reads standard error, or the disk under a file, may stand still or be gone, and the
+node must not. What finds the queue before a thread full is left out and counted (`log_lines_dropped`).
 """
 
+import atexit
 import json
 import logging
+import os
+import select
 import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
 from logging.handlers import RotatingFileHandler
-from typing import Any, TextIO
+from typing import Any
 
 import msgspec
 import structlog
 
 from node.config import Log
 
+QUEUED_LINES = 10_000  # that wait for one sink
+BATCH_LINES = 500  # in one write
+PAUSE_S = 0.02  # between writes: what is said meanwhile goes out together, which costs less
+FLUSH_S = 1.0  # longest wait of an exit for a sink that takes nothing
+
+log = structlog.get_logger()
+
 
 def set_up(settings: Log, **common: Any) -> None:
     """Configure logging for the process; `common` fields stand in every line."""
     console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
+    sinks = [_Sink("stderr", _to_stderr)]
+    if settings.path:
+        sinks.append(_Sink("log.path", _File(settings).write))
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -28,11 +49,21 @@ def set_up(settings: Log, **common: Any) -> None:
             _console() if console else _json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
-        logger_factory=_Sinks(sys.stderr, settings),
+        logger_factory=_Sinks(sinks),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**common)
+    for sink in sinks:
+        sink.start()
+        atexit.register(sink.flush)
+
+
+def flush() -> None:
+    """Wait until what was said is written, `FLUSH_S` at most for each place; for an exit that leaves no time."""
+    factory = structlog.get_config()["logger_factory"]
+    if isinstance(factory, _Sinks):
+        factory.flush()
 
 
 def _console() -> structlog.dev.ConsoleRenderer:
@@ -48,23 +79,105 @@ def _json(logger: Any, method: str, event: structlog.typing.EventDict) -> str:
 
 
 class _Sinks:
-    """Where lines go: standard error and, if configured, a file that is rotated by size."""
+    """Where lines go: standard error and, if configured, a file."""
 
-    def __init__(self, stream: TextIO, settings: Log) -> None:
-        self._stream = stream
-        self._file = None
-        if settings.path:
-            self._file = RotatingFileHandler(
-                settings.path, maxBytes=settings.max_file_size, backupCount=settings.backup_count, encoding="utf-8"
-            )
+    def __init__(self, sinks: list["_Sink"]) -> None:
+        self._sinks = sinks
 
     def __call__(self, *names: Any) -> "_Sinks":
         return self
 
     def msg(self, line: str) -> None:
-        self._stream.write(line + "\n")
-        self._stream.flush()
-        if self._file:
-            self._file.handle(logging.LogRecord("stoker", logging.INFO, "", 0, line, None, None))
+        for sink in self._sinks:
+            sink.put(line)
 
     debug = info = warning = error = critical = exception = msg
+
+    def flush(self) -> None:
+        for sink in self._sinks:
+            sink.flush()
+
+
+class _Sink:
+    """One place, with the thread that writes there: many lines at once, with a line feed after each."""
+
+    def __init__(self, name: str, write: Callable[[str], None]) -> None:
+        self._name = name
+        self._write = write
+        self._lines: deque[str] = deque()
+        self._some = threading.Event()
+        self._busy = False
+        self._full = 0  # lines that found the queue full, and that could not be written; each has one writer
+        self._failed = 0
+        self._told = 0
+
+    def start(self) -> None:
+        # In a copy of this context, for what it says itself; a daemon: a stuck one must not hold the exit up.
+        threading.Thread(target=copy_context().run, args=(self._work,), name=f"log-{self._name}", daemon=True).start()
+
+    def put(self, line: str) -> None:
+        if len(self._lines) >= QUEUED_LINES:
+            self._full += 1
+            return
+        self._lines.append(line)
+        if not self._some.is_set():
+            self._some.set()
+
+    def flush(self) -> None:
+        """Wait until all is written, `FLUSH_S` at most."""
+        end = time.monotonic() + FLUSH_S
+        while (self._lines or self._busy) and time.monotonic() < end:
+            time.sleep(PAUSE_S)
+
+    def _work(self) -> None:
+        while True:
+            self._some.wait()
+            self._busy = True  # before the queue is emptied, for `flush`
+            self._some.clear()  # before as well: who adds a line afterwards sets it again
+            while self._lines:
+                self._next([self._lines.popleft() for _ in range(min(len(self._lines), BATCH_LINES))])
+            self._busy = False
+            time.sleep(PAUSE_S)
+
+    def _next(self, lines: list[str]) -> None:
+        try:
+            self._write("\n".join(lines) + "\n")
+        except (OSError, ValueError):  # nobody is there to be told: no reader, no space; ValueError: a closed file
+            self._failed += len(lines)
+            return
+        dropped = self._full + self._failed
+        if dropped > self._told and len(self._lines) < QUEUED_LINES // 2:  # or that line is dropped itself
+            told, self._told = self._told, dropped
+            log.warning("log_lines_dropped", sink=self._name, lines=dropped - told)
+
+
+def _to_stderr(text: str) -> None:
+    """Past Python's own buffer and its lock, which a stuck write would hold at the exit."""
+    rest = memoryview(text.encode("utf-8", "backslashreplace"))
+    while rest:
+        try:
+            rest = rest[os.write(sys.stderr.fileno(), rest) :]
+        except BlockingIOError:  # whoever started the node made it so
+            select.select([], [sys.stderr.fileno()], [])
+
+
+class _File(RotatingFileHandler):
+    """The file of `log.path`, rotated by size."""
+
+    def __init__(self, settings: Log) -> None:
+        super().__init__(
+            settings.path,
+            maxBytes=settings.max_file_size,
+            backupCount=settings.backup_count,
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
+        self.terminator = ""
+
+    def write(self, text: str) -> None:
+        self.handle(logging.LogRecord("stoker", logging.INFO, "", 0, text, None, None))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise it, where logging would print it."""
+        if (error := sys.exc_info()[1]) is not None:
+            raise error

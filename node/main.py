@@ -219,6 +219,7 @@ def _stop_on_signals() -> asyncio.Event:
     def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
             logger.warning("node_left_at_once", signal=number.name)
+            log.flush()
             os._exit(128 + number)
         stop.set()
 

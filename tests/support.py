@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from node.store.embedded import server_binary
 
 READY_S = 60.0
+LOG_S = 0.05  # longer than the node keeps lines to write them together
 START_S = 600.0  # of containers whose images must be built
 ROOT = Path(__file__).parents[1]
 
@@ -252,7 +253,8 @@ class Node:
             self.kill()
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """The log's lines of one event."""
+        """The log's lines of one event. They come a moment after what they tell."""
+        time.sleep(LOG_S)
         lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [event for line in lines if (event := json.loads(line))["event"] == name]
 
