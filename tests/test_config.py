@@ -662,6 +662,12 @@ def test_secret_files_that_cannot_be_used_are_told(write: Write, tmp_path: Path)
             '"host_network": it gives the container this host',
         ),
         (container(hardening={"host_network": True, "privileged": True}) | {"docker_allow": list(DANGERS)}, None),
+        (
+            {"runner": {"gone_s": 10}},
+            "runner.gone_s: found 10 s, expected more than twice runner.reclaim_s (5 s), or live nodes count as gone: "
+            "raise it, or lower that",
+        ),
+        ({"runner": {"gone_s": 1, "reclaim_s": 0.2, "lease_s": 1}}, None),
     ],
 )
 def test_values_that_do_not_go_together_are_told(write: Write, tree: object, fault: str | None) -> None:

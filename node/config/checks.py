@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from node.config.faults import Fault, Loc, path
-from node.config.models import BackendName, Chain, Config, ContainerSpec, Hardening, Section, Server
+from node.config.models import BackendName, Chain, Config, ContainerSpec, Hardening, Runner, Section, Server
 from node.config.schema import sections, unused
 from node.config.syntax import Tree
 
@@ -15,6 +15,7 @@ def check(config: Config) -> Iterator[Fault]:
     """What is wrong although each value by itself is right."""
     if config.chain.enabled:
         yield Fault(loc=("chain", "enabled"), found="true", expected="false: on-chain work is not supported")
+    yield from _too_soon_gone(config.runner)
     yield from _same_ids(config)
     yield from _same_ports(config)
     for index, spec in enumerate(config.containers):
@@ -68,6 +69,13 @@ def _overruled(section: Tree, loc: Loc) -> Iterator[str]:
     for key in ("image", "build"):
         if winner and key != winner and section.get(key):
             yield f"{path((*loc, key))}: not used: {winner} is given and wins"
+
+
+def _too_soon_gone(runner: Runner) -> Iterator[Fault]:
+    """A node is heard of once in each `reclaim_s`: it must not count as gone after one that came late."""
+    if runner.gone_s <= 2 * runner.reclaim_s:
+        expected = f"more than twice runner.reclaim_s ({runner.reclaim_s:g} s), or live nodes count as gone: raise it"
+        yield Fault(loc=("runner", "gone_s"), found=f"{runner.gone_s:g} s", expected=f"{expected}, or lower that")
 
 
 def _same_ids(config: Config) -> Iterator[Fault]:

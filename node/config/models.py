@@ -182,7 +182,7 @@ class Runner(Section):
     gone_s: Seconds = Field(
         300,
         description="A node not heard of for so long counts as gone: its streams end, and jobs fail that wait for a "
-        "container which no other node has.",
+        "container which no other node has. More than twice `reclaim_s`.",
     )
     queue_timeout_s: Seconds = Field(86_400, description="Longest wait of a step in its queue; then the job fails.")
     job_timeout_s: Seconds = Field(

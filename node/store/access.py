@@ -106,8 +106,11 @@ class Access:
     def _latch(self) -> None:
         if not self._ever:
             self._ever = True
-            if self._mark:
-                self._mark.touch()
+            try:
+                if self._mark:
+                    self._mark.touch()
+            except OSError as error:  # the store knows it as well
+                log.warning("access_mark_failed", file=str(self._mark), error=str(error))
 
     # What the doors ask for
 

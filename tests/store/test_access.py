@@ -6,6 +6,7 @@ import json
 import time
 import tracemalloc
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import redis.asyncio
@@ -217,3 +218,16 @@ async def test_without_the_server_nothing_is_known(redis_server: RedisServer, ac
             await entered.find("stoker_x")
         with pytest.raises(Unavailable):
             await entered.create("shop", Role.READ)
+
+
+async def test_a_mark_that_cannot_be_written_stops_nothing(access: Access, remembering: Access, tmp_path: Path) -> None:
+    remembering.remember(tmp_path / "missing" / "keyed")
+    secret, key = await access.create("shop", Role.READ)
+    await eventually(remembering.keyed)
+    assert await remembering.find(secret) == key
+    await access.revoke(key.id)
+
+    async def forgotten() -> bool:
+        return await remembering.find(secret) is None
+
+    await eventually(forgotten)  # it still reads the store
