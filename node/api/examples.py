@@ -81,7 +81,7 @@ BATCH_TOO_LARGE = TooLarge("Batch too large", limit=10_000)
 BODIES_TOO_LARGE = Unavailable("Too many large bodies", limit_bytes=268_435_456, setting="server.max_bodies_bytes")
 ANSWER_TOO_LARGE = TooLarge(
     "Answer too large: ask for fewer ids at once, or without intermediate results",
-    limit_bytes=268_435_456,
+    limit_bytes=67_108_864,
     setting="server.max_answer_bytes",
 )
 NOT_JSON = UnsupportedMedia("Content-Type must be application/json, in UTF-8", content_type="text/plain")

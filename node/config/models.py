@@ -115,7 +115,7 @@ class Server(Section):
         description="Most bytes of bodies that are on their way or worked on, those up to 64 KiB aside; more: 503.",
     )
     max_answer_bytes: Bytes = Field(
-        256 * MIB, description="Most bytes of outputs in the results that one request asks for; more is answered 413."
+        64 * MIB, description="Most bytes of outputs in the results that one request asks for; more is answered 413."
     )
     max_batch_items: Count = Field(10_000, description="Most jobs in one batch; more is answered 413.")
     max_chain: Count = Field(32, description="Most containers in one chain.")

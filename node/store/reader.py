@@ -90,10 +90,10 @@ class Reader:
 
 
 def _size(row: Any) -> int:
-    """Of the outputs and the error in a row, or of those that it stands for."""
+    """Of the outputs in a row, or of those that it stands for."""
     if isinstance(row, int):
         return row
-    return sum(len(value) for value in (*row[7:9], *row[10:]) if value)
+    return sum(len(value) for value in (*row[7:8], *row[10:]) if value)
 
 
 def _refuse_more(limit: int, size: int) -> None:

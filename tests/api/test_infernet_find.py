@@ -177,7 +177,8 @@ async def length(client: Client, path: str) -> int:
 
 @pytest.mark.timeout(120)
 async def test_large_results_can_be_polled_and_nobody_else_is_refused(tmp_path: Path, echo: Echo) -> None:
-    async with Node(tmp_path, echo.containers("a")) as node, Client(node) as client:
+    server = {"max_answer_bytes": 256 * 2**20}
+    async with Node(tmp_path, echo.containers("a"), server=server) as node, Client(node) as client:
         job_ids = [await client.submit("a", data={"bytes": 2_000_000}) for _ in range(20)]
         for job_id in job_ids:
             await client.result(job_id)

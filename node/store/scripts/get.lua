@@ -14,7 +14,7 @@ local function one(keys, args)
   if args[1] == '1' then
     for i = 1, tonumber((redis.call('HGET', keys[1], 'step'))) or 0 do fields[10 + i] = 'o' .. string.format('%d', i - 1) end
   end
-  local size = redis.call('HSTRLEN', keys[1], 'out') + redis.call('HSTRLEN', keys[1], 'error')
+  local size = redis.call('HSTRLEN', keys[1], 'out')
   for i = 11, #fields do size = size + redis.call('HSTRLEN', keys[1], fields[i]) end
   local room = tonumber(args[4])
   if room and size > 0 and answered + size > room then return size end
