@@ -114,7 +114,7 @@ class Model:
 
     def queue(self, job_id: str) -> State:
         job = self.jobs[job_id]
-        job.state, job.bulk = State.QUEUED, False
+        job.state = State.QUEUED
         self.waiting[job.container].append(job_id)
         return job.state
 

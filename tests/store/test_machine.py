@@ -69,11 +69,14 @@ class Machine(Play):
             with pytest.raises(Mismatch):
                 self.do(sent)
             return
-        for i, ((job_id, request), answer) in enumerate(zip(jobs, self.do(sent), strict=True)):
+        answers = self.do(sent)
+        if name and all(isinstance(answer, Refusal) for answer in answers):
+            del self.named[caller, name]
+        for i, ((job_id, request), answer) in enumerate(zip(jobs, answers, strict=True)):
             if i in ids:
                 assert answer == ids[i], "a named request was accepted twice"
             elif isinstance(answer, Refusal):
-                self._refused(request, caller, answer)
+                self._refused(request.containers[0], caller, answer)
             else:
                 assert answer == job_id
                 ids[i] = job_id
@@ -88,12 +91,12 @@ class Machine(Play):
             (caller, name), ((batch, hasty), _) = list(self.named.items())[pick % len(self.named)]
             self.submit(caller, node, batch, name, hasty)
 
-    def _refused(self, request: JobRequest, caller: str, answer: Refusal) -> None:
+    def _refused(self, container: str, caller: str, answer: Refusal) -> None:
         if isinstance(answer, RateLimited):
             assert self._live(caller) >= BOUNDS.pending
         else:
             assert isinstance(answer, Unavailable)
-            assert len(Kept(self.raw).entries(request.containers[0])) >= BOUNDS.lane
+            assert len(Kept(self.raw).entries(container)) >= BOUNDS.lane
 
     def _live(self, caller: str) -> int:
         return sum(job.caller == caller for job in self.model.live())
@@ -117,7 +120,11 @@ class Machine(Play):
         old, new_id = self.job(pick), self.new_id()
         if old is None:
             return
-        answer = self.do(self.stores[node].retry(old.id, new_id))
+        try:
+            answer = self.do(self.stores[node].retry(old.id, new_id))
+        except Refusal as refusal:
+            self._refused(old.container, old.caller, refusal)
+            return
         if not old.data:
             assert answer is None
         elif old.state not in (State.FAILED, State.CANCELLED):
@@ -129,6 +136,7 @@ class Machine(Play):
             old.retried_as, old.dead = new_id, False
             again = Expected(id=new_id, caller=old.caller, chain=old.chain, data=old.data)
             again.hasty, again.step, again.outputs = old.hasty, old.step, list(old.outputs)
+            again.bulk = self._live(old.caller) >= BOUNDS.share
             self.model.accept(again)
 
     @rule(node=nodes, caller=callers, chain=chains, kind=st.sampled_from(["stream", "running", "succeeded", "failed"]))
@@ -396,7 +404,7 @@ class Machine(Play):
         for state in ENDS:
             self.purge("n2", state, over=True)
         left = [key for key in Kept(self.raw).keys if not key.startswith(("lane:", "bulk:", "once:"))]
-        left = [key for key in left if key not in ("nodes", "served", "mark")]
+        left = [key for key in left if key not in ("nodes", "served", "mark", "back")]
         assert left == []
 
 
@@ -408,7 +416,7 @@ def _overdue(job: Expected, over: str) -> bool:
     if "timeout_s" in (over, job.hasty):
         return True
     if job.in_lane:
-        return job.state is State.QUEUED and (over != "" or job.hasty != "")
+        return over == "gone_s" or (job.state is State.QUEUED and (over != "" or job.hasty != ""))
     return over == "gone_s" and job.stream != ""
 
 
