@@ -36,8 +36,12 @@ class Janitor:
         metrics: Metrics,
         renew: Callable[[], Awaitable[None]],
         runs: Callable[[str], Collection[str]],
+        owner: str = "",
     ) -> None:
-        """renew: prolong the leases of all that runs here. runs: the entries of what runs here in a container."""
+        """renew: prolong the leases of all that runs here. runs: the entries of what runs here in a container.
+
+        owner: tells this node from others of its name; the same over its lives.
+        """
         self._store = store
         self._containers = containers
         self._settings = settings
@@ -49,7 +53,9 @@ class Janitor:
         self._metrics = metrics
         self._renew = renew
         self._runs = runs
+        self._owner = owner
         self._mark = ""
+        self._named = True
 
     async def recover(self) -> None:
         """Once at the node's start: what its earlier life had claimed is free at once, not when its lease ends.
@@ -92,8 +98,21 @@ class Janitor:
             await self._purge(state, kept_s)
 
     async def _tell_alive(self) -> None:
-        """And find out whether the store lost what it had, jobs and all."""
-        mark = await self._store.alive(self._containers, uuid.uuid4().hex, self._settings.gone_s)
+        """And find out whether the store lost what it had, jobs and all. Raises `Unavailable` when another node has
+        this one's name: each would take back what the other runs."""
+        mark = await self._store.alive(
+            self._containers,
+            uuid.uuid4().hex,
+            self._settings.gone_s,
+            owner=self._owner,
+            owned_s=self._settings.lease_s,
+        )
+        if bool(mark) != self._named:
+            self._named = bool(mark)
+            level = log.info if mark else log.error
+            level("node_name_free" if mark else "node_name_taken", do="give each node a node_id of its own")
+        if not mark:
+            raise Unavailable("Another node has this node's name")
         if self._mark and mark != self._mark:
             self._metrics.store_emptied.inc()
             log.error("store_emptied", effect="it is not the store that this node knew; the jobs in it are lost")

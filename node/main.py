@@ -54,7 +54,7 @@ def serve(loaded: Loaded, announce: Announce) -> None:
     data_dir = config.data_dir.absolute()
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _only_node(data_dir):
-        node_id = config.node_id or _kept_id(data_dir)
+        node_id = config.node_id or _kept(data_dir, "node_id")
         log.set_up(config.log, node_id=node_id)
         for warning in loaded.warnings:
             logger.warning("configuration", warning=warning)
@@ -97,7 +97,16 @@ async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announc
         url = await stack.enter_async_context(serving(doors, config.server, https))
         logger.info("node_started", version=__version__, url=url, containers=list(specs))
         announce(url, config)
-        janitor = Janitor(store, list(specs), config.runner, config.retention_s, metrics, runner.renew, runner.entries)
+        janitor = Janitor(
+            store,
+            list(specs),
+            config.runner,
+            config.retention_s,
+            metrics,
+            runner.renew,
+            runner.entries,
+            _kept(data_dir, "owner"),
+        )
         if await _recovered(janitor, stop):
             orchestrator.begin()
             await stack.enter_async_context(janitor)  # works on during the drain: this node is still there
@@ -238,9 +247,9 @@ def _only_node(data_dir: Path) -> Iterator[None]:
         yield
 
 
-def _kept_id(data_dir: Path) -> str:
-    """The node's name: made once, kept in its data directory."""
-    file = data_dir / "node_id"
+def _kept(data_dir: Path, name: str) -> str:
+    """The node's name, say: made once, kept in its data directory."""
+    file = data_dir / name
     try:
         return file.read_text().strip()
     except FileNotFoundError:

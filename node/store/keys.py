@@ -52,6 +52,11 @@ def once(digest: str) -> str:
     return f"{PREFIX}once:{digest}"
 
 
+def owner(node_id: str) -> str:
+    """String: which data directory's node has a name; expires when it is silent."""
+    return f"{PREFIX}owner:{node_id}"
+
+
 def streams(node_id: str) -> str:
     """Set: ids of the streams that a node runs; they are in no lane, and end when their node does."""
     return f"{PREFIX}streams:{node_id}"

@@ -379,11 +379,16 @@ class Store:
             self._tell(container)
         return [(reply[i].decode(), State(reply[i + 1].decode())) for i in range(0, len(reply), 2)]
 
-    async def alive(self, containers: Sequence[str], mark: str, gone_s: float) -> str:
-        """Say that this node is there and has these containers. The store's mark: `mark`, if it had none."""
+    async def alive(
+        self, containers: Sequence[str], mark: str, gone_s: float, *, owner: str = "", owned_s: float = 60
+    ) -> str:
+        """Say that this node is there and has these containers. The store's mark: `mark`, if it had none.
+
+        owner: who goes by this node's name here; for `owned_s` from now nobody else can. "" when somebody else does.
+        """
         operation = (
-            (keys.NODES, keys.SERVED, keys.MARK, keys.BACK),
-            (self._node_id, msgspec.json.encode(containers), mark, gone_s),
+            (keys.NODES, keys.SERVED, keys.MARK, keys.BACK, keys.owner(self._node_id)),
+            (self._node_id, msgspec.json.encode(containers), mark, gone_s, owner, owned_s),
         )
         (found,) = await self._commit.run(ALIVE, [operation])
         return str(found.decode())

@@ -206,3 +206,22 @@ async def test_what_is_deleted_by_hand_strands_no_job(
         calls = echo.counts()["calls"]
         assert [calls[f"{key}-{i}"] for i in range(6)] == [2] * 6
         assert raw.xlen(lane) == 0
+
+
+async def test_a_second_node_of_the_same_name_waits_and_disturbs_nothing(
+    tmp_path: Path, server: RedisServer, echo: Echo
+) -> None:
+    async with a_node(tmp_path / "one", server, echo.containers("a"), node_id="twin") as one:
+        job_id = await one.submit(["a"], {"key": "twin", "wait_for": "twin"})
+        await in_flight(echo, "twin")
+        async with a_node(tmp_path / "two", server, echo.containers("a"), node_id="twin") as two:
+
+            async def told() -> list[dict]:
+                return two.events("node_name_taken")
+
+            assert len(await eventually(told, message="the word about the name")) == 1
+            echo.release("twin")
+            assert (await one.result(job_id))["status"] == "success"
+            assert echo.counts()["calls"]["twin"] == 1
+            await asyncio.to_thread(one.kill)
+            assert (await two.run(["a"], {"x": 1}))["status"] == "success"
