@@ -144,7 +144,9 @@ class Watch:
         await self._node.get("/health")  # opens the one connection that a client keeps
         logged = self._node.log.stat().st_size
         keys = {key: key.removeprefix(KEY).partition(":")[0] for key in self._raw.scan_iter()}
-        assert set(keys.values()) <= {"lane", "bulk", "nodes", "served", "mark"}, "something outlived its jobs"
+        assert set(keys.values()) <= {"lane", "bulk", "nodes", "served", "mark", "back", "owner"}, (
+            "something outlived its jobs"
+        )
         streams = [key for key, kind in keys.items() if kind in ("lane", "bulk")]
         held = Held(
             jobs=load.sent,
