@@ -333,7 +333,7 @@ async def test_a_container_error_ends_the_chain_and_names_the_container(caller: 
     job_id = await caller.submit("a", "b", "d", data={"key": "failing", "status": 500, "body": "out of paper"})
     job = await caller.result(job_id)
     assert job["status"] == "failed"
-    assert job["result"] == {"container": "a", "error": "container 'a': answered HTTP 500: out of paper"}
+    assert job["result"] == {"container": "a", "error": "step 1 of 3: container 'a': answered HTTP 500: out of paper"}
     assert job["intermediate_results"] == []
     assert echo.counts()["calls"]["failing"] == 1
 
@@ -345,4 +345,7 @@ async def test_outputs_before_a_failure_are_kept(caller: Client, stage: Stage) -
     data = stage.play(fail)
     job = await caller.result(await caller.submit("a", "stage", "b", data=data))
     assert job["intermediate_results"] == [{"container": "a", "output": data}]
-    assert job["result"] == {"container": "stage", "error": "container 'stage': answered HTTP 400: no such model"}
+    assert job["result"] == {
+        "container": "stage",
+        "error": "step 2 of 3: container 'stage': answered HTTP 400: no such model",
+    }

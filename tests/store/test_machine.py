@@ -403,7 +403,7 @@ class Machine(Play):
         assert [kept.entries(container) or kept.leases(container) for container in CONTAINERS] == [{}] * 3
         for state in ENDS:
             self.purge("n2", state, over=True)
-        left = [key for key in Kept(self.raw).keys if not key.startswith(("lane:", "bulk:", "once:"))]
+        left = [key for key in Kept(self.raw).keys if not key.startswith(("lane:", "bulk:", "once:", "owner:"))]
         left = [key for key in left if key not in ("nodes", "served", "mark", "back")]
         assert left == []
 
