@@ -34,7 +34,7 @@ async def forgetful(directory: Path, echo: Echo, server: RedisServer, **kept_s: 
 async def test_lists_are_whole_and_without_repetition_while_jobs_come_and_go(
     tmp_path: Path, echo: Echo, server: RedisServer
 ) -> None:
-    async with forgetful(tmp_path, echo, server, failed=1) as node:
+    async with forgetful(tmp_path, echo, server, failed=0.2) as node:
         body = [{"containers": ["b"], "data": {"wait_for": tmp_path.name}}] * STAYING
         waiting = {answer["id"] for answer in await node.post("/api/jobs/batch", body)}
         finished = {(await node.run(["a"], {"x": i}))["id"] for i in range(STAYING)}
@@ -65,7 +65,7 @@ async def test_lists_are_whole_and_without_repetition_while_jobs_come_and_go(
 async def come_and_go(node: Node) -> None:
     for i in range(ROUNDS):
         await node.post("/api/jobs/batch", [{"containers": ["a"], "data": {"status": 500, "x": i}}] * 20)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
 
 
 async def only(node: Node, ids: set[str]) -> bool:
