@@ -60,7 +60,7 @@ class Janitor:
     async def recover(self) -> None:
         """Once at the node's start: what its earlier life had claimed is free at once, not when its lease ends.
 
-        The data directory's lock makes sure that no other process works under this node's name.
+        The data directory's lock, and the name's owner in the store, make sure that nobody else works under this name.
         """
         await self._tell_alive()
         for container in self._containers:
