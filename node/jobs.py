@@ -121,7 +121,8 @@ class Claim:
     """One step that this node runs now.
 
     attempt: the fencing token; grows with each claim of the job, and the store refuses whoever holds an older one.
-    entry: id of the lane's stream entry. input: strict JSON text, the job's data or the previous step's output.
+    entry: id of the lane's stream entry. input: strict JSON text, the job's data or the previous step's output; of a
+    large one None, for the store to be asked when its turn has come. input_bytes: its size.
     """
 
     job_id: str
@@ -130,7 +131,8 @@ class Claim:
     step: int
     attempt: int
     entry: str
-    input: bytes
+    input: bytes | None
+    input_bytes: int
     requires_proof: bool
 
     @property

@@ -200,9 +200,12 @@ class Lane:
 
     async def _called(self, claim: Claim) -> ContainerResult:
         """Of the call, or of one of its repetitions. A container that went down meanwhile is waited for."""
+        data = claim.input or await insist(lambda: self._store.input(claim))
+        if data is None:
+            return ContainerError(container=claim.container, error=f"container '{claim.container}': its input is gone")
         pause_s = REPEAT_FIRST_S
         for _ in range(self._keeper.spec.retries):
-            result = await self._call(claim)
+            result = await self._call(claim, data)
             if isinstance(result, ContainerOutput) or not result.again:
                 return result
             log.info(
@@ -212,10 +215,10 @@ class Lane:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # apart from the others that failed with it
             pause_s *= REPEAT_FACTOR
             await self._keeper.until_ready()
-        return await self._call(claim)
+        return await self._call(claim, data)
 
-    async def _call(self, claim: Claim) -> ContainerResult:
-        return await self._keeper.service.call(claim.input, requires_proof=claim.requires_proof)
+    async def _call(self, claim: Claim, data: bytes) -> ContainerResult:
+        return await self._keeper.service.call(data, requires_proof=claim.requires_proof)
 
     async def _hand_back(self, claim: Claim) -> None:
         try:

@@ -4,9 +4,9 @@ connection of their own, so that no answer holds up those who submit or work mea
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import redis.asyncio
 from redis import exceptions
@@ -20,6 +20,7 @@ ROOM_BYTES = 1024 * 1024  # of outputs, that one script call of a group answers
 PART_BYTES = 4 * 1024 * 1024  # of outputs, in one round trip; a single larger job comes alone
 
 Row = list[Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +31,13 @@ class Wanted:
     caller: str | None
     most_bytes: int | None
 
-    def operation(self, job_id: str, room: int | str) -> Operation:
+    def shared(self, room: int | str) -> tuple[Any, ...]:
         mine = ("", "") if self.caller is None else ("1", self.caller)
-        return (keys.job(job_id),), ("1" if self.intermediate else "", *mine, room)
+        return ("1" if self.intermediate else "", *mine, room)
+
+
+def _operations(job_ids: Iterable[str]) -> list[Operation]:
+    return [((keys.job(job_id),), ()) for job_id in job_ids]
 
 
 @dataclass(slots=True)
@@ -51,19 +56,28 @@ class Reader:
         Raises `TooLarge` before anything large is read, or `Unavailable`.
         """
         asked = Counter(job_ids)
-        first = await self.commit.run(GET, [wanted.operation(job_id, ROOM_BYTES) for job_id in asked])
+        first = await self.commit.run(GET, _operations(asked), shared=wanted.shared(ROOM_BYTES))
         rows: dict[str, Any] = dict(zip(asked, first, strict=True))
         sizes = {job_id: row for job_id, row in rows.items() if isinstance(row, int)}
         if wanted.most_bytes is not None:
             _refuse_more(wanted.most_bytes, sum(_size(row) * asked[job_id] for job_id, row in rows.items()))
         for part in _parts(sizes):
-            read = await self._part(
-                [wanted.operation(job_id, "") for job_id in part], sum(sizes[each] for each in part)
-            )
+            read = await self._part(words(GET, _operations(part), wanted.shared("")), sum(sizes[each] for each in part))
             rows.update(zip(part, read, strict=True))
         return [rows[job_id] for job_id in job_ids]
 
-    async def _part(self, operations: Sequence[Operation], size: int) -> list[Row]:
+    async def value(self, job_id: str, field: str, size: int) -> bytes | None:
+        """A large value of a job's record alone. Raises `Unavailable`."""
+        return await self._alone(lambda: self._field(job_id, field), size)
+
+    async def _field(self, job_id: str, field: str) -> bytes | None:
+        value: Any = await self.client.hget(keys.job(job_id), field)
+        return value if value is None else bytes(value)
+
+    async def _part(self, evaluate: tuple[Any, ...], size: int) -> list[Row]:
+        return await self._alone(lambda: self._evaluated(evaluate), size)
+
+    async def _alone(self, read: Callable[[], Awaitable[T]], size: int) -> T:
         """One at a time, each reader in turn. Who waited while another got no answer does not ask in its turn."""
         failures = self._failures
         async with self._turn:
@@ -71,13 +85,13 @@ class Reader:
                 raise Unavailable("The job store does not answer", retry_after_s=1, reason="no answer in time")
             try:
                 async with asyncio.timeout(self.timeout_s * max(1, size / PART_BYTES)):
-                    return await self._evaluated(operations)
+                    return await read()
             except (exceptions.RedisError, OSError, TimeoutError) as error:
                 self._failures += 1
                 raise unavailable(error) from error
 
-    async def _evaluated(self, operations: Sequence[Operation]) -> list[Row]:
-        _, sha, *rest = words(GET, operations)
+    async def _evaluated(self, evaluate: tuple[Any, ...]) -> list[Row]:
+        _, sha, *rest = evaluate
         try:
             replies: list[Row] = await self.client.evalsha(sha, *rest)
         except exceptions.NoScriptError:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -13,6 +14,9 @@ from node.store import keys
 from node.store.commit import Operation
 
 FULL_RETRY_S = 5.0
+CHAINS = 1000  # that are kept read and written; most jobs go through few
+
+_STATES = {state.value.encode(): state for state in State}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,26 +51,38 @@ class Bounds:
 
 def submission(job_id: str, caller: Caller, request: JobRequest, bounds: Bounds, once: str) -> Operation:
     """The operation of `submit.lua`. once: the key of the record that makes it be accepted only once, if any."""
-    containers = msgspec.json.encode(request.containers)
     first = request.containers[0]
-    job = keys.job(job_id)
     return (
-        (job, keys.lane(first), keys.bulk(first), once or job),
+        (keys.job(job_id),),
         (
             job_id,
             caller.id,
-            containers,
+            _chain_text(request.containers),
             request.data,
             "1" if request.requires_proof else "",
+            first,
             bounds.lanes.get(first, bounds.lane),
-            bounds.pending,
             min(bounds.look_s, request.queue_timeout_s or bounds.look_s, request.timeout_s or bounds.look_s),
             request.queue_timeout_s or "",
             request.timeout_s or "",
-            bounds.remembered_s if once else "",
-            bounds.share,
+            once,
         ),
     )
+
+
+def submissions_share(bounds: Bounds) -> tuple[Any, ...]:
+    """What all operations of `submit.lua` share."""
+    return bounds.pending, bounds.share, bounds.remembered_s
+
+
+@lru_cache(CHAINS)
+def _chain_text(containers: tuple[str, ...]) -> bytes:
+    return msgspec.json.encode(containers)
+
+
+@lru_cache(CHAINS)
+def _chain(text: bytes) -> tuple[str, ...]:
+    return msgspec.json.decode(text, type=tuple[str, ...])
 
 
 def accepted(job_id: str, caller: Caller, request: JobRequest, bounds: Bounds, reply: Any) -> str | Refusal:
@@ -99,7 +115,7 @@ def fingerprint(requests: Iterable[JobRequest]) -> str:
 
 
 def state(reply: bytes) -> State | None:
-    return None if reply == b"stale" else State(reply.decode())
+    return _STATES.get(reply)  # or "stale"
 
 
 def claim(
@@ -110,11 +126,11 @@ def claim(
     step: bytes,
     attempt: bytes,
     proof: bytes,
-    data: bytes | None,
+    data: bytes | int | None,
 ) -> Claim:
     """A row of `claim.lua`. Raises `BrokenRecord`."""
     try:
-        chain = msgspec.json.decode(containers, type=tuple[str, ...])
+        chain = _chain(containers)
         if data is None or int(step) >= len(chain):
             raise BrokenRecord
         return Claim(
@@ -124,7 +140,8 @@ def claim(
             step=int(step),
             attempt=int(attempt),
             entry=entry.decode(),
-            input=data,
+            input=data if isinstance(data, bytes) else None,
+            input_bytes=len(data) if isinstance(data, bytes) else data,
             requires_proof=bool(proof),
         )
     except (msgspec.DecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
@@ -147,12 +164,12 @@ def job(
 ) -> Job:
     """The reply of `get.lua`. Raises `BrokenRecord`."""
     try:
-        chain = msgspec.json.decode(containers, type=tuple[str, ...])
+        chain = _chain(containers)
         return Job(
             id=job_id,
             caller=caller.decode(),
             containers=chain,
-            state=State(state.decode()),
+            state=_STATES[state],
             step=int(step),
             attempt=int(attempt),
             created_at=float(created),
@@ -164,7 +181,7 @@ def job(
                 if raw is not None
             ),
         )
-    except (msgspec.DecodeError, ValueError, TypeError, AttributeError) as fault:
+    except (msgspec.DecodeError, LookupError, ValueError, TypeError, AttributeError) as fault:
         raise BrokenRecord from fault
 
 

@@ -37,7 +37,7 @@ LOOK, ALIVE, PURGE, RETRY, HELD = (script(name) for name in ("look", "alive", "p
 
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
-CLAIM_BYTES = 4 * 1024 * 1024  # of inputs, then no other is taken: the answer must come within one time-out
+CLAIMS = 256  # steps begun in one call, which has their inputs as far as they are not large
 RECLAIM_ENTRIES = 100  # in one call, so that one call stays short
 LOOK_JOBS = 200
 PURGE_JOBS = 500
@@ -65,6 +65,7 @@ class Store:
     ) -> None:
         self._node_id = node_id
         self._bounds = bounds or Bounds()
+        self._submissions_share = records.submissions_share(self._bounds)
         self._timeout_s = timeout_s
         self._connect = partial(connect.client, url, timeout_s=timeout_s, username=username, password=password)
         self._client = self._connect()
@@ -127,7 +128,7 @@ class Store:
             records.submission(job_id, caller, request, self._bounds, name and f"{name}:{i}")
             for i, (job_id, request) in enumerate(jobs)
         ]
-        submitted = self._commit.run(SUBMIT, operations)
+        submitted = self._commit.run(SUBMIT, operations, shared=self._submissions_share)
         for container in {request.containers[0] for _, request in jobs}:
             self._tell(container)
         replies = await submitted
@@ -281,7 +282,7 @@ class Store:
     async def claim(self, container: str, count: int) -> tuple[list[Claim], str]:
         """Begin up to `count` waiting steps of a lane. With them its tail: "" while there may be more steps,
         else the place to `wait` from."""
-        operation = ((keys.lane(container), keys.bulk(container)), (self._node_id, count, CLAIM_BYTES))
+        operation = ((keys.lane(container), keys.bulk(container)), (self._node_id, min(count, CLAIMS)))
         ((tail, *rows),) = await self._commit.run(CLAIM, [operation])
         claims = []
         for row in rows:
@@ -290,6 +291,13 @@ class Store:
             except BrokenRecord:
                 await self._bury(row[1].decode(errors="replace"), container)
         return claims, tail.decode()
+
+    async def input(self, claim: Claim) -> bytes | None:
+        """What a step runs on. None when it is gone from the record."""
+        if claim.input is not None:
+            return claim.input
+        field = f"o{claim.step - 1}" if claim.step else "data"
+        return await self._reader.value(claim.job_id, field, claim.input_bytes)
 
     async def _bury(self, job_id: str, container: str) -> None:
         error = ContainerError(container=container, error="its record is broken")

@@ -201,7 +201,7 @@ def _record_agrees(job: Expected, record: dict[str, str]) -> None:
     assert record.get("out") == (result.output.decode() if isinstance(result, ContainerOutput) else None)
     assert record.get("error") == (result.error if isinstance(result, ContainerError) else None)
     assert ("ended" in record) == job.state.terminal
-    assert ("entry" in record) == (job.in_lane and not job.state.terminal)
+    assert bool(record.get("entry")) == (job.in_lane and not job.state.terminal)
 
 
 def _indexes_agree(model: Model, kept: Kept) -> None:

@@ -248,13 +248,22 @@ async def test_a_job_over_its_callers_share_stays_so_in_every_step_and_retry(
             await store.retry(ids[3], "x")
 
 
-async def test_a_claim_takes_only_as_much_input_as_can_be_answered(store: Store) -> None:
+async def test_a_claim_has_small_inputs_with_it_and_asks_for_large_ones_alone(store: Store) -> None:
     large = b'"' + b"x" * (3 * 1024 * 1024) + b'"'
-    await accept(store, [request("a", data=large)] * 3 + [request("a")] * 3)
-    sizes = []
-    while claims := (await store.claim("a", 10))[0]:
-        sizes.append([len(claim.input) > 1000 for claim in claims])
-    assert sizes == [[True, True], [True, False, False, False]]
+    await accept(store, [request("a", "b", data=large)] * 2 + [request("a", "b")] * 2)
+    claims, _ = await store.claim("a", 10)
+    assert [claim.input for claim in claims] == [None, None, b'{"x":1}', b'{"x":1}']
+    assert [claim.input_bytes for claim in claims] == [len(large), len(large), 7, 7]
+    assert [await store.input(claim) for claim in claims] == [large, large, b'{"x":1}', b'{"x":1}']
+    for claim, raw in zip(claims, (b"1", large, b"2", large), strict=True):
+        await store.finish(claim, output("a", raw))
+    following, _ = await store.claim("b", 10)
+    assert [claim.input is None for claim in following] == [False, True, False, True]
+    assert [await store.input(claim) for claim in following] == [b"1", large, b"2", large]
+    await store.release(following[1])
+    (again,), _ = await store.claim("b", 10)
+    assert again.input is None
+    assert await store.input(again) == large
 
 
 async def test_a_request_of_which_nothing_was_accepted_leaves_nothing(small: Store, raw: redis.Redis) -> None:

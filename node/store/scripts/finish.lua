@@ -6,20 +6,21 @@
 -- Reply the job's new state; 'stale' when this attempt no longer holds the step (nothing is changed)
 -- State running -> queued | succeeded | failed
 local function one(keys, args)
-  local known = redis.call('HMGET', keys[1], 'state', 'attempt', 'created', 'entry')
+  local known = redis.call('HMGET', keys[1], 'state', 'attempt', 'created', 'entry', 'lost')
   if known[1] ~= 'running' or known[2] ~= args[3] then return 'stale' end
   dequeue(args[5], known[4])
   if args[7] == 'error' then
     conclude(args[1], 'failed', args[2], known[3], 'error', args[8], 'failed_in', args[5])
     return 'failed'
   end
+  if #args[8] > LARGE then redis.call('HSET', keys[1], 'large', '1') end
   if args[6] == '' then
     conclude(args[1], 'succeeded', args[2], known[3], 'out', args[8])
     return 'succeeded'
   end
   local step = string.format('%d', args[4] + 1)
-  local entry = enqueue(args[1], args[6], step, known[4])
+  local entry = enqueue(args[1], args[6], step, known[4], #args[8])
   redis.call('HSET', keys[1], 'o' .. args[4], args[8], 'state', 'queued', 'step', step, 'entry', entry)
-  redis.call('HDEL', keys[1], 'lost')
+  if known[5] then redis.call('HDEL', keys[1], 'lost') end
   return 'queued'
 end

@@ -1,25 +1,41 @@
 #!lua flags=no-writes
 -- Read a job, if its outputs fit into what is left of this call's room: a reply holds up everybody who waits behind it.
 -- KEYS  1 job
--- ARGV  1 "1" with its intermediate outputs, or ""  2 "1" only if it is the caller's, or ""  3 caller
+-- Shared 1 "1" with its intermediate outputs, or ""  2 "1" only if it is the caller's, or ""  3 caller
 --       4 bytes of outputs that the whole call may answer, or "" for any
 -- Reply { caller, containers, state, step, attempt, created, ended, output, error, failed_in, intermediate output, ... };
 --       how many bytes its outputs have, when there is no room for them;
---       nothing when it is not known; another's job is read no further, so that it takes no longer than an unknown one
+--       nothing when it is not known, or another's; of that its outputs are not read
 local answered = 0
 
-local function one(keys, args)
-  if args[2] == '1' and redis.call('HGET', keys[1], 'caller') ~= args[3] then return {} end
-  local fields = { 'caller', 'containers', 'state', 'step', 'attempt', 'created', 'ended', 'out', 'error', 'failed_in' }
-  if args[1] == '1' then
-    for i = 1, tonumber((redis.call('HGET', keys[1], 'step'))) or 0 do fields[10 + i] = 'o' .. string.format('%d', i - 1) end
+-- The size of large outputs is asked for before they are read.
+local function sizes(key, fields)
+  local size = 0
+  for _, field in ipairs(fields) do size = size + redis.call('HSTRLEN', key, field) end
+  return size
+end
+
+local function one(keys, args, shared)
+  local known = redis.call('HMGET', keys[1],
+    'caller', 'containers', 'state', 'step', 'attempt', 'created', 'ended', 'large', 'error', 'failed_in')
+  if not known[1] or (shared[2] == '1' and known[1] ~= shared[3]) then return {} end
+  local large, fields = known[8], { 'out' }
+  known[8] = false
+  if shared[1] == '1' then
+    for i = 1, tonumber(known[4]) or 0 do fields[i + 1] = 'o' .. string.format('%d', i - 1) end
+  elseif not known[7] then
+    return known
   end
-  local size = redis.call('HSTRLEN', keys[1], 'out')
-  for i = 11, #fields do size = size + redis.call('HSTRLEN', keys[1], fields[i]) end
-  local room = tonumber(args[4])
-  if room and size > 0 and answered + size > room then return size end
-  answered = answered + size
-  local known = redis.call('HMGET', keys[1], unpack(fields))
-  if not known[1] then return {} end
+  local room = tonumber(shared[4])
+  if room and (large or answered > room) then
+    local size = sizes(keys[1], fields)
+    if size > 0 and answered + size > room then return size end
+  end
+  local outputs = redis.call('HMGET', keys[1], unpack(fields))
+  known[8] = outputs[1]
+  for i, output in ipairs(outputs) do
+    answered = answered + #(output or '')
+    if i > 1 then known[i + 9] = output end
+  end
   return known
 end

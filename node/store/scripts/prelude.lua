@@ -5,6 +5,10 @@
 local time = redis.call('TIME')
 local now
 
+-- Bytes; an input or output of more is not read with others, but alone, when its turn comes.
+local LARGE = 16384
+
+local LIVE = PREFIX .. 'live'
 local function job_key(id) return PREFIX .. 'job:' .. id end
 local function lane_key(container) return PREFIX .. 'lane:' .. container end
 local function bulk_key(container) return PREFIX .. 'bulk:' .. container end
@@ -14,6 +18,30 @@ local function named(list)
   local values = {}
   for i = 1, #list, 2 do values[list[i]] = list[i + 1] end
   return values
+end
+
+-- Writes to indexes wait for the end of the call: one command then carries those of all its operations. Nothing that a
+-- call still reads may wait so. A call has at most some hundred operations, which is what one command can take.
+local waiting, in_order = { XACK = {}, XDEL = {}, ZADD = {}, ZREM = {} }, {}
+local AFTER_KEY = { XACK = 'nodes' }
+
+local function later(command, key, word, member)
+  local words = waiting[command][key]
+  if not words then
+    words = { command, key, AFTER_KEY[command] }
+    waiting[command][key] = words
+    in_order[#in_order + 1] = words
+  end
+  words[#words + 1] = word
+  words[#words + 1] = member
+end
+
+local function settle()
+  for _, words in ipairs(in_order) do
+    local reply = redis.pcall(unpack(words))
+    -- A stream that somebody broke is the janitor's; an index that cannot be written must be told.
+    if type(reply) == 'table' and reply.err and string.sub(words[1], 1, 1) ~= 'X' then error(reply) end
+  end
 end
 
 -- The container of a step; nothing when the record is broken.
@@ -35,11 +63,23 @@ local function grouped(stream, ...)
   return reply
 end
 
+-- The field with the input of a step.
+local function input_of(step)
+  return step == '0' and 'data' or 'o' .. string.format('%d', step - 1)
+end
+
 -- Put a step at the end of its lane, or of the bulk queue; the job's record is told the entry by the caller. A job keeps
--- the kind that it has: `like` is an entry of it.
-local function enqueue(id, container, step, like)
+-- the kind that it has: `like` is an entry of it. size: of its input, where it is known.
+local function enqueue(id, container, step, like, size)
   local bulk = string.sub(like or '', 1, 1) == 'b'
-  local entry = redis.call('XADD', bulk and bulk_key(container) or lane_key(container), '*', 'j', id, 's', step)
+  local stream = bulk and bulk_key(container) or lane_key(container)
+  size = size or redis.call('HSTRLEN', job_key(id), input_of(step))
+  local entry
+  if size > LARGE then
+    entry = redis.call('XADD', stream, '*', 'j', id, 's', step, 'n', size)
+  else
+    entry = redis.call('XADD', stream, '*', 'j', id, 's', step)
+  end
   return bulk and 'b' .. entry or entry
 end
 
@@ -52,8 +92,8 @@ end
 -- Take an entry out of its stream, whether it waits or runs.
 local function dequeue(container, entry)
   local stream, place_id = place(container, entry)
-  redis.pcall('XACK', stream, 'nodes', place_id)
-  redis.pcall('XDEL', stream, place_id)
+  later('XACK', stream, place_id)
+  later('XDEL', stream, place_id)
 end
 
 -- Hold a running step for a consumer: its lease begins now. What was lost of the lease, or of the entry, is made again.
@@ -70,10 +110,9 @@ end
 
 -- End a job: out of the indexes of live jobs, into those of ended ones. Then: fields and values to record.
 local function conclude(id, state, caller, created, ...)
-  redis.call('HSET', job_key(id), 'state', state, 'ended', now, ...)
-  redis.call('HDEL', job_key(id), 'entry')
-  redis.call('ZREM', PREFIX .. 'live', id)
-  redis.call('ZREM', PREFIX .. 'pending:' .. caller, id)
-  redis.call('ZADD', PREFIX .. 'finished:' .. caller, created, id)
-  redis.call('ZADD', PREFIX .. 'ended:' .. state, now, id)
+  redis.call('HSET', job_key(id), 'state', state, 'ended', now, 'entry', '', ...)
+  later('ZREM', LIVE, id)
+  later('ZREM', PREFIX .. 'pending:' .. caller, id)
+  later('ZADD', PREFIX .. 'finished:' .. caller, created, id)
+  later('ZADD', PREFIX .. 'ended:' .. state, now, id)
 end

@@ -18,7 +18,7 @@ local function one(keys, args)
   local waiting = redis.call('XLEN', lane_key(container)) + (like == 'b' and redis.call('XLEN', bulk_key(container)) or 0)
   if waiting >= (cjson.decode(args[6])[container] or tonumber(args[7])) then return { 'full', 'lane', container } end
   local fields = { 'state', 'queued', 'created', now, 'attempt', '0', 'retry_of', args[1] }
-  for _, name in ipairs({ 'caller', 'containers', 'data', 'proof', 'step', 'queue_s', 'total_s' }) do
+  for _, name in ipairs({ 'caller', 'containers', 'data', 'proof', 'step', 'queue_s', 'total_s', 'large' }) do
     if old[name] then
       fields[#fields + 1] = name
       fields[#fields + 1] = old[name]
@@ -28,7 +28,8 @@ local function one(keys, args)
     fields[#fields + 1] = 'o' .. string.format('%d', i)
     fields[#fields + 1] = old['o' .. string.format('%d', i)]
   end
-  redis.call('HSET', keys[2], 'entry', enqueue(args[2], container, old.step, like), unpack(fields))
+  local entry = enqueue(args[2], container, old.step, like, #(old[input_of(old.step)] or ''))
+  redis.call('HSET', keys[2], 'entry', entry, unpack(fields))
   redis.call('HSET', keys[1], 'retried_as', args[2])
   redis.call('ZADD', PREFIX .. 'live', now + args[3], args[2])
   redis.call('ZADD', PREFIX .. 'pending:' .. old.caller, now, args[2])
