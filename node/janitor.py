@@ -14,13 +14,13 @@ import structlog
 from node.config import Retention
 from node.config import Runner as Settings
 from node.errors import Unavailable
-from node.jobs import ContainerError, State
+from node.jobs import State
+from node.leases import Leases
 from node.metrics import Metrics
 from node.store import Store
 
 log = structlog.get_logger()
 
-UNHEARD_S = 1.0  # a claim is known here sooner: its answer comes before that of a renewal sent later
 PAGES = 20  # of live jobs looked at in one turn; the others' turn comes with the next
 
 
@@ -30,20 +30,20 @@ class Janitor:
     def __init__(
         self,
         store: Store,
-        containers: list[str],
+        containers: Collection[str],
         settings: Settings,
         retention: Retention,
         metrics: Metrics,
-        renew: Callable[[], Awaitable[None]],
-        runs: Callable[[str], Collection[str]],
+        tidy: Callable[[], Awaitable[None]],
+        names: Collection[str],
         owner: str = "",
     ) -> None:
-        """renew: prolong the leases of all that runs here. runs: the entries of what runs here in a container.
-
-        owner: tells this node from others of its name; the same over its lives.
+        """tidy: renew the leases of all that runs here; raises `Unavailable`. names: those under which processes of
+        this node work. owner: tells this node from others of its name; the same over its lives.
         """
         self._store = store
-        self._containers = containers
+        self._leases = Leases(store, settings, metrics)
+        self._containers = list(containers)
         self._settings = settings
         self._kept_s = {
             State.SUCCEEDED: retention.succeeded,
@@ -51,21 +51,23 @@ class Janitor:
             State.CANCELLED: retention.cancelled,
         }
         self._metrics = metrics
-        self._renew = renew
-        self._runs = runs
+        self._tidy = tidy
+        self._names = sorted(names)
         self._owner = owner
         self._mark = ""
         self._named = True
 
     async def recover(self) -> None:
-        """Once at the node's start: what its earlier life had claimed is free at once, not when its lease ends.
+        """Once at the node's start: make sure that its name is its own, and free what an earlier life had claimed under
+        names that no process has now. Those that are in use are for their processes to put right.
 
-        The data directory's lock, and the name's owner in the store, make sure that nobody else works under this name.
+        The data directory's lock, and the name's owner in the store, make sure that nobody else works under them.
         """
         await self._tell_alive()
-        for container in self._containers:
-            await self._reclaim(container, idle_s=0, own=True)
-        await self._end_streams()
+        for name in {self._store.name, *await self._store.names(self._store.name)} - set(self._names):
+            for container in self._containers:
+                await self._leases.recover(container, name)
+            await self._leases.end_streams(name)
 
     async def __aenter__(self) -> Self:
         self._group = await asyncio.TaskGroup().__aenter__()
@@ -88,11 +90,9 @@ class Janitor:
 
     async def run_once(self) -> None:
         await self._tell_alive()
-        await self._renew()  # so that nothing of ours looks idle, even when the server's clock has jumped
+        await self._tidy()
         for container in self._containers:
-            await self._free_unheard(container)
-            await self._reclaim(container, idle_s=self._settings.lease_s)
-        await self._end_streams()
+            await self._leases.expire(container)
         await self._look()
         for state, kept_s in self._kept_s.items():
             await self._purge(state, kept_s)
@@ -104,6 +104,7 @@ class Janitor:
             self._containers,
             uuid.uuid4().hex,
             self._settings.gone_s,
+            names=self._names,
             owner=self._owner,
             owned_s=self._settings.lease_s,
         )
@@ -117,30 +118,6 @@ class Janitor:
             self._metrics.store_emptied.inc()
             log.error("store_emptied", effect="it is not the store that this node knew; the jobs in it are lost")
         self._mark = mark
-
-    async def _free_unheard(self, container: str) -> None:
-        """Steps that were claimed for this node, but the answer was lost with the connection: they were not begun.
-
-        Answers come in order, so a claim that was answered is known here before the list of what is held.
-        """
-        held = await self._store.held(container, UNHEARD_S)
-        unheard = [entry for entry in held if entry not in self._runs(container)]
-        if unheard:
-            for job_id, _ in await self._store.reclaim(container, entries=unheard):
-                log.info("step_unheard", job_id=job_id, lane=container, state=State.QUEUED.value)
-
-    async def _reclaim(self, container: str, *, idle_s: float, own: bool = False) -> None:
-        while True:
-            changed = await self._store.reclaim(
-                container, idle_s=idle_s, max_deliveries=self._settings.max_deliveries, own=own
-            )
-            for job_id, state in changed:
-                self._metrics.reclaimed.labels(container).inc()
-                if state is State.FAILED:
-                    self._metrics.dead_letters.labels(container).inc()
-                log.warning("step_reclaimed", job_id=job_id, lane=container, state=state.value)
-            if not changed:
-                return
 
     async def _look(self) -> None:
         for _ in range(PAGES):
@@ -160,10 +137,3 @@ class Janitor:
             removed += part
         if removed:
             log.info("jobs_purged", state=state.value, count=removed)
-
-    async def _end_streams(self) -> None:
-        """Streams that nobody runs cannot go on: their clients are gone."""
-        error = ContainerError(container="", error="the node or its job store stopped while it streamed")
-        for job_id in await self._store.left_streams():
-            await self._store.end(job_id, State.FAILED, error)
-            log.warning("stream_ended", job_id=job_id, state=State.FAILED.value)

@@ -18,7 +18,7 @@ import structlog
 from node.errors import Unavailable, readable
 from node.jobs import Claim, ContainerError, ContainerOutput, ContainerResult, State
 from node.metrics import Metrics
-from node.registry import Keeper
+from node.registry import Container
 from node.store import Store, insist
 
 log = structlog.get_logger()
@@ -30,13 +30,14 @@ RETRY_S = 0.5  # after a claim or a wait that the store did not answer
 
 
 class Lane:
-    def __init__(self, keeper: Keeper, store: Store, metrics: Metrics) -> None:
-        self.container = keeper.spec.id
-        self._keeper = keeper
+    def __init__(self, target: Container, slots: int, store: Store, metrics: Metrics) -> None:
+        """slots: how many of its steps run here at a time."""
+        self.container = target.spec.id
+        self._target = target
         self._store = store
         self._retries = metrics.retries.labels(self.container)
-        self._free = keeper.spec.concurrency
-        self._share = (keeper.spec.concurrency + 1) // 2  # of the slots, for one caller's streams
+        self._free = slots
+        self._share = (slots + 1) // 2  # of the slots, for one caller's streams
         self._holders: Counter[str] = Counter()  # how many each caller's streams hold
         self._maybe_more = True
         self._look = asyncio.Event()
@@ -47,7 +48,7 @@ class Lane:
         self._calling: set[str] = set()  # entries of the claims that hold a slot
         self._streams: dict[asyncio.Task[Any], str] = {}  # whoever holds a slot for a job that is in no lane
         store.on_queued(self.container, self._told)
-        keeper.on_ready(self._look.set)
+        target.on_ready(self._look.set)
 
     @property
     def claims(self) -> list[Claim]:
@@ -59,7 +60,7 @@ class Lane:
         async with asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(self._wait_for_others(), name=f"wait-{self.container}")
             while self._open:
-                if self._free > 0 and self._maybe_more and self._keeper.ready:
+                if self._free > 0 and self._maybe_more and self._target.ready:
                     await self._take(tasks)
                 else:
                     self._look.clear()
@@ -96,7 +97,7 @@ class Lane:
 
         The task that holds it is cancelled by `abort`.
         """
-        await self._keeper.until_ready()
+        await self._target.until_ready()
         while not self._free or self._holders[caller] >= self._share:
             self._freed.clear()
             await self._freed.wait()
@@ -186,7 +187,7 @@ class Lane:
             await self._hand_back(claim)
             return
         if isinstance(result, ContainerError):
-            self._keeper.note_failed_step()
+            self._target.note_failed_step()
         _log_step(claim, result, state, time.monotonic() - began)
 
     async def _outcome(self, claim: Claim) -> ContainerResult:
@@ -204,7 +205,7 @@ class Lane:
         if data is None:
             return ContainerError(container=claim.container, error=f"container '{claim.container}': its input is gone")
         pause_s = REPEAT_FIRST_S
-        for _ in range(self._keeper.spec.retries):
+        for _ in range(self._target.spec.retries):
             result = await self._call(claim, data)
             if isinstance(result, ContainerOutput) or not result.again:
                 return result
@@ -214,11 +215,11 @@ class Lane:
             self._retries.inc()
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # apart from the others that failed with it
             pause_s *= REPEAT_FACTOR
-            await self._keeper.until_ready()
+            await self._target.until_ready()
         return await self._call(claim, data)
 
     async def _call(self, claim: Claim, data: bytes) -> ContainerResult:
-        return await self._keeper.service.call(data, requires_proof=claim.requires_proof)
+        return await self._target.service.call(data, requires_proof=claim.requires_proof)
 
     async def _hand_back(self, claim: Claim) -> None:
         try:

@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -17,20 +17,20 @@ import uvloop
 
 from node import __version__, log
 from node.api import tls
-from node.api.app import application, serving
-from node.api.identity import Identity
+from node.api.place import listening, url
 from node.backends.contract import Backend
 from node.backends.docker import DockerBackend
 from node.backends.process import ProcessBackend
 from node.backends.remote import RemoteBackend
 from node.config import BackendName, Config, ContainerSpec, Loaded, Server
+from node.doors import Doors, House
 from node.errors import BackendError, StokerError, Unavailable
-from node.guardian import Guardian
 from node.janitor import Janitor
+from node.keeper import Keepers
 from node.metrics import Metrics
-from node.orchestrator import Orchestrator
 from node.registry import Registry
 from node.runner import Runner
+from node.situation import News
 from node.store import Bounds, Store
 from node.store.embedded import Embedded
 from node.store.inspector import Inspector
@@ -55,66 +55,66 @@ def serve(loaded: Loaded, announce: Announce) -> None:
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _only_node(data_dir):
         node_id = config.node_id or _kept(data_dir, "node_id")
+        house = House(config=config, data_dir=data_dir, node_id=node_id, tls=tls.context(config.server))
         log.set_up(config.log, node_id=node_id)
         for warning in loaded.warnings:
             logger.warning("configuration", warning=warning)
-        uvloop.run(_serve(config, data_dir, node_id, announce))
+        uvloop.run(_serve(house, announce))
 
 
-async def _serve(config: Config, data_dir: Path, node_id: str, announce: Announce) -> None:
+async def _serve(house: House, announce: Announce) -> None:
+    config = house.config
     stop = _stop_on_signals()
-    https = tls.context(config.server)
-    metrics = Metrics()
+    metrics, news = Metrics(), News()
     async with AsyncExitStack() as stack:
-        full: Callable[[], str] = str  # with a server of its own the node sees how full its disk is
-        if config.redis is None:
-            embedded = await stack.enter_async_context(Embedded(data_dir, config.embedded))
-            full = embedded.full
-            store = Store(embedded.url, node_id=node_id, bounds=_bounds(config), metrics=metrics)
-        else:
-            store = external(config.redis, node_id=node_id, bounds=_bounds(config), metrics=metrics)
-        await stack.enter_async_context(store)
+        store = await _store(house, news, metrics, stack)
         await _refuse_open_door(store, config.server)
-        inspector = await stack.enter_async_context(Inspector(store))
-        choose = await _backends(config, data_dir, node_id, metrics, stack)
-        registry = Registry(config, choose)
-        runner = Runner(registry, store, config.runner, metrics)
-        specs = {spec.id: spec for spec in config.containers}
-        orchestrator = Orchestrator(
-            store=store,
-            guardian=Guardian(specs, max_chain=config.server.max_chain),
-            registry=registry,
-            runner=runner,
-            inspector=inspector,
-            full=full,
+        await stack.enter_async_context(Inspector(store, lambda wrong: news.change(wrong=tuple(wrong))))
+        choose = await _backends(house, metrics, stack)
+        registry = await stack.enter_async_context(Registry(config.containers))
+        news.change(served=not registry.containers)
+        for container in registry.containers.values():
+            container.on_ready(lambda: news.change(served=True))
+        await stack.enter_async_context(Keepers(registry, choose))
+        (sockets,) = stack.enter_context(listening(config.server, 1))
+        slots = {spec.id: spec.concurrency for spec in config.containers}
+        runner = Runner(registry, slots, store, config.runner, metrics)
+        doors = await stack.enter_async_context(
+            Doors(house, sockets, store=store, registry=registry, slots=runner.slot, news=news, metrics=metrics)
         )
-        await stack.enter_async_context(registry)
-        store.access.remember(data_dir / "keyed")
-        identity = Identity(await stack.enter_async_context(store.access), config.server)
-        rate = config.server.rate_limit
-        limit = await stack.enter_async_context(store.limit(rate)) if rate else None
-        doors = application(orchestrator, config.server, metrics, identity, limit)
-        url = await stack.enter_async_context(serving(doors, config.server, https))
-        logger.info("node_started", version=__version__, url=url, containers=list(specs))
-        announce(url, config)
+        base = url(sockets, https=house.tls is not None)
+        logger.info("node_started", version=__version__, url=base, containers=list(slots))
+        announce(base, config)
         janitor = Janitor(
             store,
-            list(specs),
+            list(slots),
             config.runner,
             config.retention_s,
             metrics,
-            runner.renew,
-            runner.entries,
-            _kept(data_dir, "owner"),
+            runner.tidy,
+            [house.node_id],
+            _kept(house.data_dir, "owner"),
         )
-        if await _recovered(janitor, stop):
-            orchestrator.begin()
+        if await _recovered([janitor.recover, runner.recover, doors.recover], stop):
+            news.change(recovering=False)
             await stack.enter_async_context(janitor)  # works on during the drain: this node is still there
             await stack.enter_async_context(runner)
             await stop.wait()
         logger.info("node_stopping", drain_s=config.runner.drain_s)
-        orchestrator.drain()
+        news.change(draining=True)
     logger.info("node_stopped")
+
+
+async def _store(house: House, news: News, metrics: Metrics, stack: AsyncExitStack) -> Store:
+    config = house.config
+    if config.redis:
+        store = external(config.redis, node_id=house.node_id, bounds=_bounds(config), metrics=metrics)
+    else:
+        embedded = await stack.enter_async_context(Embedded(house.data_dir, config.embedded))
+        news.change(full=embedded.full)
+        embedded.on_full = lambda words: news.change(full=words)
+        store = Store(embedded.url, node_id=house.node_id, bounds=_bounds(config), metrics=metrics)
+    return await stack.enter_async_context(store)
 
 
 def _bounds(config: Config) -> Bounds:
@@ -143,14 +143,15 @@ async def _refuse_open_door(store: Store, settings: Server) -> None:
 
 
 async def _backends(
-    config: Config, data_dir: Path, node_id: str, metrics: Metrics, stack: AsyncExitStack
+    house: House, metrics: Metrics, stack: AsyncExitStack
 ) -> Callable[[ContainerSpec], tuple[str, Backend]]:
     """Which backend keeps a container running. `auto` is Docker when its engine answers now, else a local process."""
+    config = house.config
     remote = await stack.enter_async_context(RemoteBackend(host=service_host()))
-    process = await stack.enter_async_context(ProcessBackend(data_dir=data_dir))
+    process = await stack.enter_async_context(ProcessBackend(data_dir=house.data_dir))
     docker = await stack.enter_async_context(
         DockerBackend(
-            node_id=node_id, registry=config.docker, isolation=config.docker_isolation, drifted=metrics.drift.inc
+            node_id=house.node_id, registry=config.docker, isolation=config.docker_isolation, drifted=metrics.drift.inc
         )
     )
     backends: dict[BackendName, Backend] = {
@@ -209,11 +210,12 @@ def service_host() -> str:
     return "host.docker.internal" if os.environ.get("RUNTIME") == "docker" else "127.0.0.1"
 
 
-async def _recovered(janitor: Janitor, stop: asyncio.Event) -> bool:
+async def _recovered(steps: Sequence[Callable[[], Awaitable[None]]], stop: asyncio.Event) -> bool:
     """Wait until the store answers and what this node's earlier life left is put right; False when stopped before."""
     while not stop.is_set():
         try:
-            await janitor.recover()
+            for recover in steps:
+                await recover()
             return True
         except Unavailable:  # told by the store, once
             with suppress(TimeoutError):

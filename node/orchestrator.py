@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,11 +15,10 @@ from node.errors import SHOWN_CHARS, Conflict, NotFound, Refusal, Rejected, Unav
 from node.findings import Level
 from node.guardian import Guardian
 from node.jobs import Caller, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
-from node.registry import Keeper, Registry
-from node.runner import Runner
+from node.registry import Container, Registry
 from node.service import StepFailed
+from node.situation import News
 from node.store import Store, insist
-from node.store.inspector import Inspector
 from node.store.server import KIND
 
 log = structlog.get_logger()
@@ -29,6 +28,10 @@ FULL_RETRY_S = 10.0
 CANCELLED = "cancelled: by request"
 SHUTTING_DOWN = "the node is shutting down"
 RECOVERING = "recovering: what an earlier life of this node left is put right first"
+Slots = Callable[[str, str, str], AbstractAsyncContextManager[None]]
+"""A slot of a container for a stream: container, job id, caller. Waits for it; the task that has it is cancelled when
+the job is stopped. Raises `Unavailable`."""
+
 READY_S = 1.0  # for the store to answer whether the node is ready; whoever asks waits two or so
 
 
@@ -47,33 +50,14 @@ class Orchestrator:
         store: Store,
         guardian: Guardian,
         registry: Registry,
-        runner: Runner,
-        inspector: Inspector,
-        full: Callable[[], str],
+        slots: Slots,
+        news: News,
     ) -> None:
-        """full: why there is no room for another job, in words, else ''."""
         self._store = store
         self._guardian = guardian
         self._registry = registry
-        self._runner = runner
-        self._inspector = inspector
-        self._full = full
-        self._draining = False
-        self._recovering = True
-        self._served = not registry.keepers  # a container was ready, or there is none
-        for keeper in registry.keepers.values():
-            keeper.on_ready(self._serves)
-
-    def _serves(self) -> None:
-        self._served = True
-
-    def begin(self) -> None:
-        """What an earlier life of this node left is put right."""
-        self._recovering = False
-
-    def drain(self) -> None:
-        """Accept no more jobs; everything else goes on."""
-        self._draining = True
+        self._slots = slots
+        self._news = news
 
     async def submit(self, request: JobRequest, caller: Caller, *, once: str = "") -> str:
         """Accept a job; its id. Raises `Rejected`, or `Unavailable` when it could not be made durable.
@@ -116,9 +100,9 @@ class Orchestrator:
         self._guardian.admit(request, caller)
 
     def _refuse_when_closed(self) -> None:
-        if self._draining:
+        if self._news.now.draining:
             raise Unavailable(SHUTTING_DOWN.capitalize(), retry_after_s=DRAIN_RETRY_S)
-        if reason := self._full():
+        if reason := self._news.now.full:
             raise Unavailable("The job store is full", retry_after_s=FULL_RETRY_S, reason=reason)
 
     async def jobs(
@@ -186,7 +170,7 @@ class Orchestrator:
         if not self._registry[container].ready:
             raise Unavailable("Container not ready", retry_after_s=1, container=container)
         job_id = str(uuid.uuid4())
-        async with self._runner.lanes[container].slot(job_id, caller.id):
+        async with self._slots(container, job_id, caller.id):
             await self._open_stream(job_id, request, caller)
             result: ContainerResult | None = None
             try:
@@ -217,7 +201,7 @@ class Orchestrator:
         """Without a result it was closed early."""
         state = State.FAILED if isinstance(result, ContainerError) else State.SUCCEEDED
         if result is None:
-            reason = SHUTTING_DOWN if self._draining else "the client disconnected"
+            reason = SHUTTING_DOWN if self._news.now.draining else "the client disconnected"
             state, result = State.CANCELLED, ContainerError(container=container, error=f"cancelled: {reason}")
         await _undisturbed(insist(partial(self._store.end, job_id, state, result, abort=False)))
         log.info("stream_ended", job_id=job_id, caller=caller.id, container=container, state=state.value)
@@ -232,8 +216,8 @@ class Orchestrator:
         log.info("job_reported", job_id=job_id, caller=caller.id, state=state.value)
 
     @property
-    def keepers(self) -> Mapping[str, Keeper]:
-        return self._registry.keepers
+    def containers(self) -> Mapping[str, Container]:
+        return self._registry.containers
 
     async def pending_count(self) -> int:
         return await self._store.pending_count()
@@ -252,18 +236,17 @@ class Orchestrator:
 
         Containers that fail later are a warning only: their jobs wait, and results can still be had here.
         """
-        down = [
-            f"container {name}: {keeper.health.reason}" for name, keeper in self.keepers.items() if not keeper.ready
-        ]
-        reasons = [SHUTTING_DOWN] if self._draining else []
+        now = self._news.now
+        down = [f"container {name}: {each.health.reason}" for name, each in self.containers.items() if not each.ready]
+        reasons = [SHUTTING_DOWN] if now.draining else []
         if trouble := await self._store_trouble():
             reasons.append(trouble)
-        elif self._recovering:
+        elif now.recovering:
             reasons.append(RECOVERING)
-        if not self._served:
-            reasons.append(f"no container is ready yet: {len(down)} of {len(self.keepers)} are not")
-        wrong = [str(finding) for finding in self._inspector.wrong]
-        wrong += [f"disk: {full}"] if (full := self._full()) else []
+        if not now.served:
+            reasons.append(f"no container is ready yet: {len(down)} of {len(self.containers)} are not")
+        wrong = [str(finding) for finding in now.wrong]
+        wrong += [f"disk: {now.full}"] if now.full else []
         return Readiness(reasons=tuple(reasons), warnings=(*down, *wrong))
 
     async def _store_trouble(self) -> str:
@@ -274,7 +257,7 @@ class Orchestrator:
             return f"redis: {error.params['reason']}"
         except TimeoutError:
             return f"redis: no answer within {READY_S:g} s"
-        wrong = (each.found for each in self._inspector.wrong if each.check == KIND and each.level is Level.FAULT)
+        wrong = (each.found for each in self._news.now.wrong if each.check == KIND and each.level is Level.FAULT)
         return next((f"redis: {words}" for words in wrong), "")
 
 

@@ -1,8 +1,8 @@
 """Runs steps on this node: one lane per container, the renewal of what runs, and the drain at the end."""
 
 import asyncio
-from collections.abc import Collection, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
 from types import TracebackType
 from typing import Self
 
@@ -10,7 +10,9 @@ import structlog
 
 from node.config import Runner as Settings
 from node.errors import Unavailable
+from node.jobs import State
 from node.lane import Lane
+from node.leases import Leases
 from node.metrics import Metrics
 from node.registry import Registry
 from node.store import Store
@@ -19,20 +21,35 @@ log = structlog.get_logger()
 
 RENEWALS_PER_LEASE = 3
 STOPPING_RETRY_S = 1.0
+UNHEARD_S = 1.0  # a claim is known here sooner: its answer comes before that of a renewal sent later
 HAND_BACK_S = 10.0  # for what outlasts the drain to be handed back; a store that is away must not keep the node
 
 
 class Runner:
     """Serves the lanes while entered; leaving drains: takes nothing more, waits, hands back what is left."""
 
-    def __init__(self, registry: Registry, store: Store, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, registry: Registry, slots: Mapping[str, int], store: Store, settings: Settings, metrics: Metrics
+    ) -> None:
+        """slots: how many steps of a container run in this process at a time; it serves no lane of those without."""
         self._store = store
         self._settings = settings
-        self._lanes = {container: Lane(keeper, store, metrics) for container, keeper in registry.keepers.items()}
+        self._leases = Leases(store, settings, metrics)
+        self._containers = list(registry.containers)
+        self._lanes = {name: Lane(registry[name], count, store, metrics) for name, count in slots.items() if count}
+        self._serving: list[asyncio.Task[None]] = []
 
-    @property
-    def lanes(self) -> Mapping[str, Lane]:
-        return self._lanes
+    async def recover(self) -> None:
+        """Once, before it is entered: what an earlier life of this process had claimed is free at once.
+
+        It may have served other containers. Whoever calls makes sure that nobody else works under this name.
+        """
+        for container in self._containers:
+            await self._leases.recover(container, self._store.name)
+
+    def slot(self, container: str, job_id: str, caller: str) -> AbstractAsyncContextManager[None]:
+        """`orchestrator.Slots`"""
+        return self._lanes[container].slot(job_id, caller)
 
     async def __aenter__(self) -> Self:
         self._group = await asyncio.TaskGroup().__aenter__()
@@ -96,6 +113,21 @@ class Runner:
         if failure:
             raise failure
 
-    def entries(self, container: str) -> Collection[str]:
-        """What runs in a container's lane, by its entries."""
-        return {claim.entry for claim in self._lanes[container].claims}
+    async def tidy(self) -> None:
+        """Before somebody judges leases: all that runs here is renewed, so that nothing of it looks idle, even when the
+        server's clock has jumped. What this name holds and does not run is free again. Raises `Unavailable`."""
+        await self.renew()
+        for container in self._lanes:
+            await self._free_unheard(container)
+
+    async def _free_unheard(self, container: str) -> None:
+        """Steps that were claimed for this name, but the answer was lost with the connection: they were not begun.
+
+        Answers come in order, so a claim that was answered is known here before the list of what is held.
+        """
+        held = await self._store.held(container, UNHEARD_S)
+        runs = {claim.entry for claim in self._lanes[container].claims}
+        unheard = [entry for entry in held if entry not in runs]
+        if unheard:
+            for job_id, _ in await self._store.reclaim(container, entries=unheard):
+                log.info("step_unheard", job_id=job_id, lane=container, state=State.QUEUED.value)

@@ -1,8 +1,9 @@
 """The HTTP application: all doors behind one middleware, and its server."""
 
 import asyncio
+import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -17,7 +18,6 @@ from node.api.openapi import OpenApi
 from node.api.origin import own_site
 from node.api.route import serve
 from node.config import Server
-from node.errors import StokerError
 from node.metrics import Metrics
 from node.orchestrator import Orchestrator
 from node.store import Limit
@@ -41,8 +41,10 @@ def application(
 
 
 @asynccontextmanager
-async def serving(app: web.Application, settings: Server, tls: ssl.SSLContext | None) -> AsyncIterator[str]:
-    """Serve while entered; yields the base URL."""
+async def serving(
+    app: web.Application, settings: Server, tls: ssl.SSLContext | None, sockets: Sequence[socket.socket]
+) -> AsyncIterator[None]:
+    """Serve while entered, on sockets that are bound; they are closed afterwards."""
     runner = web.AppRunner(
         app,
         handler_cancellation=True,  # a stream whose client went away must end
@@ -61,28 +63,24 @@ async def serving(app: web.Application, settings: Server, tls: ssl.SSLContext | 
             max_headers=MAX_HEADERS,
             max_line_size=MAX_LINE_BYTES,
         )
-        server = await _listening(connections, settings, tls)
+        servers = [await _listening(connections, settings, tls, each) for each in sockets]
         try:
-            host, port = server.sockets[0].getsockname()[:2]
-            yield f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+            yield
         finally:
-            server.close()
+            for server in servers:
+                server.close()
     finally:
         await runner.cleanup()
 
 
-async def _listening(connections: Connections, settings: Server, tls: ssl.SSLContext | None) -> asyncio.Server:
-    loop = asyncio.get_running_loop()
-    try:
-        return await loop.create_server(
-            connections,
-            settings.host,
-            settings.port,
-            ssl=tls,
-            backlog=BACKLOG,
-            ssl_handshake_timeout=settings.request_timeout_s if tls else None,
-            ssl_shutdown_timeout=CLOSE_S if tls else None,
-        )
-    except OSError as error:
-        reason = (error.strerror or str(error)).rpartition(": ")[2]  # the loop repeats the address before it
-        raise StokerError(f"cannot listen on {settings.host}:{settings.port}: {reason}") from None
+async def _listening(
+    connections: Connections, settings: Server, tls: ssl.SSLContext | None, bound: socket.socket
+) -> asyncio.Server:
+    return await asyncio.get_running_loop().create_server(
+        connections,
+        sock=bound,
+        ssl=tls,
+        backlog=BACKLOG,
+        ssl_handshake_timeout=settings.request_timeout_s if tls else None,
+        ssl_shutdown_timeout=CLOSE_S if tls else None,
+    )

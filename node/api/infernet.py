@@ -223,18 +223,18 @@ class Infernet:
 
     async def info(self, request: web.Request) -> web.StreamResponse:
         """The containers that are ready, and jobs pending. `?verbose=true`: every container and how it is."""
-        keepers = self._orchestrator.keepers.values()
+        containers = self._orchestrator.containers.values()
         verbose = request.query.get("verbose") == "true"
         if verbose:
             demand(request[CALLER], Role.ADMIN)
         told: shapes.Info = {
             "chain": {"address": "", "enabled": False},
-            "containers": [shapes.container(keeper) for keeper in keepers if keeper.ready],
+            "containers": [shapes.container(each) for each in containers if each.ready],
             "pending": {"offchain": await self._pending(verbose), "onchain": 0},
             "version": __version__,
         }
         if verbose:
-            told["containers"] = [shapes.container_health(keeper) for keeper in keepers]
+            told["containers"] = [shapes.container_health(each) for each in containers]
         return reply(told)
 
     async def _pending(self, verbose: bool) -> int | None:

@@ -11,7 +11,8 @@ from typing_extensions import TypedDict
 
 from node import jobs
 from node.errors import Refusal
-from node.registry import Keeper, Phase
+from node.registry import Container as Served
+from node.registry import Phase
 
 MAX_TIMEOUT_S = 1e9
 MAX_ID_CHARS = 128  # of an id that somebody else chose
@@ -195,19 +196,19 @@ def _output(result: jobs.ContainerOutput) -> ContainerOutput:
     return {"container": result.container, "output": msgspec.Raw(result.output)}
 
 
-def container(keeper: Keeper) -> Container:
-    spec = keeper.spec
+def container(served: Served) -> Container:
+    spec = served.spec
     return {"description": spec.description, "external": spec.external, "id": spec.id, "image": spec.image}
 
 
-def container_health(keeper: Keeper) -> ContainerHealth:
-    health = keeper.health
+def container_health(served: Served) -> ContainerHealth:
+    health = served.health
     return {
-        **container(keeper),
-        "backend": keeper.backend_name,
+        **container(served),
+        "backend": served.standing.backend,
         "last_error": health.last_error,
         "log_tail": list(health.log_tail),
-        "loosened": list(keeper.loosened),
+        "loosened": list(served.standing.loosened),
         "reason": health.reason,
         "restarts": health.restarts,
         "since": health.since,

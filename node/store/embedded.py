@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -49,10 +49,13 @@ class Embedded:
         self._settings = settings
         self._process: asyncio.subprocess.Process | None = None
         self._disk_full = ""
+        self.on_full: Callable[[str], None] = lambda words: None
+        """Told why no job can be taken in, in words, while the disk has less than the reserve; "" afterwards."""
         self._reserve_bytes = max(settings.reserve_bytes, LEAST_BYTES)
 
+    @property
     def full(self) -> str:
-        """Why no job can be taken in, in words, while the disk has less than the reserve; else ''."""
+        """What `on_full` was last told."""
         return self._disk_full
 
     @property
@@ -118,6 +121,8 @@ class Embedded:
                 log.error("disk_full", reason=self._disk_full)
         elif before:
             log.info("disk_has_room", free_bytes=free)
+        if self._disk_full != before:
+            self.on_full(self._disk_full)
         return free
 
     async def _start(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -23,16 +24,13 @@ class Inspector:
     Each thing that is wrong is told once, and once more when it is right again.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, told: Callable[[list[Finding]], None] = lambda wrong: None) -> None:
+        """told: called with all that is wrong whenever that changes."""
         self._store = store
+        self._told = told
         self._known: frozenset[Finding] = frozenset()
         self._back = asyncio.Event()
         store.on_return(self._back.set)
-
-    @property
-    def wrong(self) -> list[Finding]:
-        """What was wrong at the last look."""
-        return sorted(self._known, key=str)
 
     async def __aenter__(self) -> Self:
         self._group = await asyncio.TaskGroup().__aenter__()
@@ -63,6 +61,7 @@ class Inspector:
             if not any(each.check == other.check for other in found):
                 log.info("store_safe_again", check=each.check, before=each.found)
         self._known = found
+        self._told(sorted(found, key=str))
 
 
 def _same(one: Finding, other: Finding) -> bool:

@@ -47,7 +47,8 @@ DEAD_PAGE = 500
 class Store:
     """All jobs, lanes and indexes. Entering starts the sender, leaving closes the connections.
 
-    node_id: the name under which this process claims. timeout_s: longest wait for one round trip.
+    node_id: the name under which this process claims and streams; for one of several `NODE/...`.
+    timeout_s: longest wait for one round trip.
     replicas: how many of the server's replicas must have a change before it counts as done.
     """
 
@@ -63,7 +64,7 @@ class Store:
         replicas: int = 0,
         metrics: Metrics | None = None,
     ) -> None:
-        self._node_id = node_id
+        self.name = node_id
         self._bounds = bounds or Bounds()
         self._submissions_share = records.submissions_share(self._bounds)
         self._timeout_s = timeout_s
@@ -179,7 +180,7 @@ class Store:
         A running one belongs to this node, which ends it with `end`.
         """
         chain = msgspec.json.encode(list(containers))
-        node = self._node_id if data else ""
+        node = self.name if data else ""
         operation = (
             (keys.job(job_id),),
             (job_id, caller.id, chain, data, state.value, node, error, self._bounds.look_s),
@@ -282,7 +283,7 @@ class Store:
     async def claim(self, container: str, count: int) -> tuple[list[Claim], str]:
         """Begin up to `count` waiting steps of a lane. With them its tail: "" while there may be more steps,
         else the place to `wait` from."""
-        operation = ((keys.lane(container), keys.bulk(container)), (self._node_id, min(count, CLAIMS)))
+        operation = ((keys.lane(container), keys.bulk(container)), (self.name, min(count, CLAIMS)))
         ((tail, *rows),) = await self._commit.run(CLAIM, [operation])
         claims = []
         for row in rows:
@@ -346,7 +347,7 @@ class Store:
         operations = [
             (
                 (keys.job(claim.job_id),),
-                (self._node_id, claim.job_id, claim.attempt, claim.step, claim.container),
+                (self.name, claim.job_id, claim.attempt, claim.step, claim.container),
             )
             for claim in asked
         ]
@@ -357,7 +358,7 @@ class Store:
         """Entries that this node's name has had for longer than `idle_s` without renewing them."""
         operation = (
             (keys.lane(container), keys.bulk(container)),
-            (self._node_id, int(idle_s * 1000), RECLAIM_ENTRIES),
+            (self.name, int(idle_s * 1000), RECLAIM_ENTRIES),
         )
         (entries,) = await self._commit.run(HELD, [operation])
         return [entry.decode() for entry in entries]
@@ -368,19 +369,18 @@ class Store:
         *,
         idle_s: float = 0,
         max_deliveries: int = 0,
-        own: bool = False,
+        held_by: str = "",
         entries: Sequence[str] = (),
     ) -> list[tuple[str, State]]:
         """Queue the steps of a lane again whose lease was not renewed for `idle_s`; what became of each job.
 
-        own: only steps that this node's name holds, as it does at its start for those of its earlier life.
+        held_by: only steps that this name holds; a process takes back those of its earlier life so.
         max_deliveries: 0 for steps that were certainly not begun. entries: these, instead of those that are idle.
         """
-        consumer = self._node_id if own else ""
         only = msgspec.json.encode(entries) if entries else ""
         operation = (
             (keys.lane(container), keys.bulk(container)),
-            (int(idle_s * 1000), consumer, RECLAIM_ENTRIES, max_deliveries, container, only),
+            (int(idle_s * 1000), held_by, RECLAIM_ENTRIES, max_deliveries, container, only),
         )
         (reply,) = await self._commit.run(RECLAIM, [operation])
         if reply:
@@ -388,15 +388,30 @@ class Store:
         return [(reply[i].decode(), State(reply[i + 1].decode())) for i in range(0, len(reply), 2)]
 
     async def alive(
-        self, containers: Sequence[str], mark: str, gone_s: float, *, owner: str = "", owned_s: float = 60
+        self,
+        containers: Sequence[str],
+        mark: str,
+        gone_s: float,
+        *,
+        names: Sequence[str] = (),
+        owner: str = "",
+        owned_s: float = 60,
     ) -> str:
         """Say that this node is there and has these containers. The store's mark: `mark`, if it had none.
 
-        owner: who goes by this node's name here; for `owned_s` from now nobody else can. "" when somebody else does.
+        names: those of its other processes, which are there as well. owner: who goes by this node's name here; for
+        `owned_s` from now nobody else can. "" when somebody else does.
         """
         operation = (
-            (keys.NODES, keys.SERVED, keys.MARK, keys.BACK, keys.owner(self._node_id)),
-            (self._node_id, msgspec.json.encode(containers), mark, gone_s, owner, owned_s),
+            (keys.NODES, keys.SERVED, keys.MARK, keys.BACK, keys.owner(self.name)),
+            (
+                msgspec.json.encode([self.name, *names]),
+                msgspec.json.encode(containers),
+                mark,
+                gone_s,
+                owner,
+                owned_s,
+            ),
         )
         (found,) = await self._commit.run(ALIVE, [operation])
         return str(found.decode())
@@ -420,10 +435,15 @@ class Store:
         (removed,) = await self._commit.run(PURGE, [operation])
         return int(removed)
 
-    async def left_streams(self) -> list[str]:
-        """Ids of the streams under this node's name that nobody runs: an earlier life of it did, or their start was
+    async def names(self, of: str) -> list[str]:
+        """All names that processes of a node have had: its own, and `NAME/...`."""
+        known = [name.decode() for name in await self._commit.call("ZRANGE", keys.NODES, 0, -1)]
+        return [name for name in known if name == of or name.startswith(f"{of}/")]
+
+    async def left_streams(self, name: str) -> list[str]:
+        """Ids of the streams under a name that this process does not run: an earlier life of it did, or their start was
         recorded without an answer."""
-        held = [job_id.decode() for job_id in await self._commit.call("SMEMBERS", keys.streams(self._node_id))]
+        held = [job_id.decode() for job_id in await self._commit.call("SMEMBERS", keys.streams(name))]
         return [job_id for job_id in held if job_id not in self._streams]
 
     async def stopped(self) -> AsyncGenerator[str, None]:

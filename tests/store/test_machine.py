@@ -271,9 +271,11 @@ class Machine(Play):
         store = self.stores[node]
         for container in CONTAINERS:
             mine = [job_id for job_id in self.model.running(container) if self.model.jobs[job_id].node == node]
-            self._taken_back(container, mine, store.reclaim(container, idle_s=0, max_deliveries=DEATHS, own=True))
+            self._taken_back(
+                container, mine, store.reclaim(container, idle_s=0, max_deliveries=DEATHS, held_by=store.name)
+            )
         streams = [job for job in self.model.live() if job.stream == node]
-        left = self.do(store.left_streams())
+        left = self.do(store.left_streams(store.name))
         assert set(left) == {job.id for job in streams}
         for job in streams:
             error = ContainerError(container="", error="the node stopped while it streamed")
@@ -290,7 +292,7 @@ class Machine(Play):
     def unheard(self, node: str, container: str) -> None:
         """The answers to this node's claims were lost: what it never began is queued again, and counts as no death."""
         mine = [job_id for job_id in self.model.running(container) if self.model.jobs[job_id].node == node]
-        changed = self.do(self.stores[node].reclaim(container, idle_s=0, max_deliveries=0, own=True))
+        changed = self.do(self.stores[node].reclaim(container, idle_s=0, held_by=node))
         assert set(dict(changed)) <= set(mine)
         if container not in self.model.damaged:
             assert len(changed) == len(mine)

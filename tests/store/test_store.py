@@ -113,7 +113,7 @@ async def test_only_own_steps_are_taken_back_at_a_start(store: Store, neighbour:
     mine, theirs = await submitted(store, "a"), await submitted(store, "a")
     await store.claim("a", 1)
     await neighbour.claim("a", 1)
-    assert await store.reclaim("a", idle_s=0, max_deliveries=3, own=True) == [(mine, State.QUEUED)]
+    assert await store.reclaim("a", idle_s=0, max_deliveries=3, held_by=store.name) == [(mine, State.QUEUED)]
     assert await state_of(store, theirs) is State.RUNNING
 
 
@@ -188,13 +188,13 @@ async def test_jobs_come_in_the_order_asked_and_unknown_ones_as_none(store: Stor
 async def test_a_job_that_no_lane_runs_is_listed_until_it_is_ended(store: Store, server: RedisServer) -> None:
     assert await store.open(ME, "s-1", ["a"], State.RUNNING, data=b"{}")
     assert not await store.open(OTHER, "s-1", ["a"], State.RUNNING, data=b"{}")
-    assert await store.left_streams() == []
+    assert await store.left_streams(store.name) == []
     async with Store(server.url, node_id="n1") as later_life:
-        assert await later_life.left_streams() == ["s-1"]
+        assert await later_life.left_streams("n1") == ["s-1"]
     assert await store.claim("a", 5) == ([], "0-0 0-0")
     assert await store.end("s-1", State.SUCCEEDED, output("a")) is State.RUNNING
     async with Store(server.url, node_id="n1") as later_life:
-        assert await later_life.left_streams() == []
+        assert await later_life.left_streams("n1") == []
     assert await store.ids(ME.id, pending=False) == ["s-1"]
 
 
@@ -310,4 +310,4 @@ async def test_a_stream_recorded_without_an_answer_is_among_those_left(store: St
         return False
 
     await eventually(recorded, message="the stream's record")
-    assert await store.left_streams() == ["s-2"]
+    assert await store.left_streams(store.name) == ["s-2"]

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Say that a node is there and what it has; find out whether this is still the store that it knew.
 -- KEYS  1 nodes  2 served  3 mark  4 back  5 owner of the node's name
--- ARGV  1 node  2 containers, JSON list  3 mark for a store that has none  4 silence after which a node counts as gone, seconds
+-- ARGV  1 names of the node's processes, JSON list  2 containers, JSON list  3 mark for a store that has none  4 silence after which a node counts as gone, seconds
 --       5 who we are  6 how long the name stays ours without a word, seconds
 -- Reply the store's mark; '' when somebody else has the name (nothing is changed)
 -- State unchanged
@@ -14,7 +14,7 @@ local function one(keys, args)
   if now - (last or 0) > args[4] / 2 then redis.call('SET', keys[4], now) end
   redis.call('ZREMRANGEBYSCORE', keys[1], '-inf', now - 86400 - args[4])
   redis.call('ZREMRANGEBYSCORE', keys[2], '-inf', now - 86400 - args[4])
-  redis.call('ZADD', keys[1], now, args[1])
+  for _, name in ipairs(cjson.decode(args[1])) do redis.call('ZADD', keys[1], now, name) end
   for _, container in ipairs(cjson.decode(args[2])) do redis.call('ZADD', keys[2], now, container) end
   redis.call('SET', keys[3], args[3], 'NX')
   return redis.call('GET', keys[3])
