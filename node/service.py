@@ -5,32 +5,27 @@ JSON; a stream answers bytes in chunks. `GET /service-resources` is optional. An
 """
 
 import asyncio
-import errno
 import json
-import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from enum import IntEnum
-from io import BytesIO
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
 import msgspec
 
 from node import payload
 from node.config import ContainerSpec
 from node.config.faults import masked
-from node.errors import readable
+from node.errors import BackendError, readable
 from node.jobs import ContainerError, ContainerOutput, ContainerResult
+from node.wire import Answer, Broken, Peer, Unreachable
 
 EXCERPT_CHARS = 500  # of a container's error text
-KEEPALIVE_S = 15.0
 PROBE_S = 2.0
 RESOURCES_S = 0.5
 NOT_NOW = (502, 503, 504)  # statuses that say: not begun, try again
-CHUNK_BYTES = 64 * 1024
-LARGE_BYTES = 1024 * 1024  # a larger body is sent piece by piece, so that the loop is not held up
+REFUSAL_BYTES = 64 * 1024  # of the body of a refusal that are read
+JSON = payload.MEDIA_TYPE.encode()
 
 
 class Location(IntEnum):
@@ -59,8 +54,24 @@ class Service:
 
     def __init__(self, spec: ContainerSpec, why_down: Callable[[], Awaitable[str]] | None = None) -> None:
         self.spec = spec
-        self.url = ""
         self._why_down = why_down
+        self._url = ""
+        self._peer: Peer | None = None
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @url.setter
+    def url(self, url: str) -> None:
+        """Connections to where it was before are dropped. Raises `BackendError` for one that cannot be used."""
+        try:
+            peer = Peer(url, bearer=self.spec.bearer.get_secret_value())
+        except ValueError as error:
+            raise BackendError(f"its url {masked(url)} cannot be used: {error}", retry=False) from None
+        self._leave()
+        self._url, self._peer = url, peer
+        self._post = peer.head("POST", "/service_output", media_type=payload.MEDIA_TYPE)
 
     @property
     def address(self) -> str:
@@ -68,48 +79,61 @@ class Service:
         return str(masked(self.url))
 
     async def __aenter__(self) -> Self:
-        bearer = self.spec.bearer.get_secret_value()
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),  # the lane's slots are the limit
-            timeout=aiohttp.ClientTimeout(total=None),  # each call has its own deadline
-            headers={"Authorization": f"Bearer {bearer}"} if bearer else {},
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._session.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._peer is not None:
+            self._peer.close()
 
     async def call(self, data: bytes, *, requires_proof: bool) -> ContainerResult:
         """Run one step: `data` in, the container's JSON out, both as exact text."""
         try:
-            async with asyncio.timeout(self.spec.timeout_s):
-                output = await self._output(_body(data, Location.OFFCHAIN, requires_proof))
+            output = await self._output(_body(data, Location.OFFCHAIN, requires_proof))
         except TimeoutError:
             return ContainerError(container=self.spec.id, error=self._too_late, again=self.spec.idempotent)
-        except StepFailed as failure:
+        except (StepFailed, Broken, Unreachable) as error:
+            failure = self._failure(error)
             return ContainerError(container=self.spec.id, error=await self._cause(failure), again=failure.again)
         return ContainerOutput(container=self.spec.id, output=output)
 
     async def _output(self, body: bytes) -> bytes:
-        async with self._post(body) as answer:
+        answer = await self._ask(self._post, body, self.spec.timeout_s)
+        try:
             if answer.status >= 300:
                 raise await self._refused(answer)
-            raw = await self._read(answer, self.spec.max_output_bytes)
-            self._check(raw, answer.headers.get("Content-Type", ""))
+            raw = await self._read(answer)
+            self._check(raw, answer)
             return raw
+        finally:
+            answer.close()
 
-    async def _refused(self, answer: aiohttp.ClientResponse) -> StepFailed:
-        raw = await self._read(answer, CHUNK_BYTES, cut=True)
+    async def _ask(self, head: bytes, body: bytes | None, seconds: float) -> Answer:
+        return await self._reached.ask(head, body, asyncio.get_running_loop().time() + seconds)
+
+    @property
+    def _reached(self) -> Peer:
+        if self._peer is None:
+            raise Unreachable("it has no address yet")
+        return self._peer
+
+    async def _refused(self, answer: Answer) -> StepFailed:
+        raw = b""
+        while len(raw) < REFUSAL_BYTES and (part := await answer.more()):
+            raw += part
         words = f"{self._name}: answered HTTP {answer.status}: {_excerpt(raw)}"
         return StepFailed(words, again=answer.status in NOT_NOW)
 
-    def _check(self, raw: bytes, content_type: str) -> None:
+    def _check(self, raw: bytes, answer: Answer) -> None:
         if not raw:
             raise StepFailed(f"{self._name}: answered with an empty body")
-        if not payload.is_json(content_type):
+        if answer.headers.get(b"content-type") != JSON and not payload.is_json(
+            content_type := answer.header(b"content-type")
+        ):
             raise StepFailed(f"{self._name}: answered {content_type or 'no content type'}, not JSON: {_excerpt(raw)}")
         try:
             payload.check(raw)
@@ -118,22 +142,19 @@ class Service:
 
     async def stream(self, data: bytes, *, requires_proof: bool) -> AsyncGenerator[bytes, None]:
         """The bytes that the container sends, as they come. Raises `StepFailed`."""
-        size = 0
-        # Not asyncio.timeout: it would strike whoever consumes this generator, outside of it.
-        timeout = aiohttp.ClientTimeout(total=self.spec.timeout_s)
         try:
-            async with self._post(_body(data, Location.STREAM, requires_proof), timeout=timeout) as answer:
+            answer = await self._ask(self._post, _body(data, Location.STREAM, requires_proof), self.spec.timeout_s)
+            try:
                 if answer.status != 200:
                     raise await self._refused(answer)
-                async for chunk in answer.content.iter_any():
-                    size += len(chunk)
-                    if size > self.spec.max_output_bytes:
-                        raise StepFailed(self._too_long)
-                    yield chunk
+                async for part in self._parts(answer):
+                    yield part
+            finally:
+                answer.close()
         except TimeoutError:
             raise StepFailed(self._too_late) from None
-        except StepFailed as failure:
-            raise StepFailed(await self._cause(failure)) from failure
+        except (StepFailed, Broken, Unreachable) as error:
+            raise StepFailed(await self._cause(self._failure(error))) from error
 
     async def _cause(self, failure: StepFailed) -> str:
         """What to tell of a failure: rather how the container ended than that its connection broke."""
@@ -148,56 +169,48 @@ class Service:
         """
         query = {} if model_id is None else {"model_id": model_id}
         try:
-            async with asyncio.timeout(RESOURCES_S), self._request("GET", "/service-resources", params=query) as answer:
-                raw = await self._read(answer, self.spec.max_output_bytes)
-                return payload.check(raw) if answer.status == 200 else None
-        except (StepFailed, TimeoutError, payload.NotStrict):
+            answer = await self._ask(self._reached.head("GET", "/service-resources", query), None, RESOURCES_S)
+            try:
+                return payload.check(await self._read(answer)) if answer.status == 200 else None
+            finally:
+                answer.close()
+        except (StepFailed, Broken, Unreachable, TimeoutError, payload.NotStrict):
             return None
 
     async def answers(self) -> bool:
         """Is it up: does it answer HTTP at all."""
         try:
-            async with asyncio.timeout(PROBE_S), self._request("GET", "/"):
-                return True
-        except (StepFailed, TimeoutError):
+            answer = await self._ask(self._reached.head("GET", "/"), None, PROBE_S)
+        except (Broken, Unreachable, TimeoutError):
             return False
+        answer.close()
+        return True
 
-    def _post(self, body: bytes, **options: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        headers = {"Content-Type": payload.MEDIA_TYPE}
-        data = BytesIO(body) if len(body) > LARGE_BYTES else body
-        return self._request("POST", "/service_output", data=data, headers=headers, **options)
-
-    @asynccontextmanager
-    async def _request(self, method: str, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        replied = False
-        try:
-            async with self._session.request(method, self.url + path, allow_redirects=False, **options) as answer:
-                replied = True
-                yield answer
-        except aiohttp.ClientConnectorError as error:
-            raise StepFailed(
-                f"{self._name}: cannot connect: {_reason(error.os_error)}", again=True, broke=True
-            ) from error
-        except (aiohttp.ClientError, ConnectionError) as error:
-            words = " ".join(str(error).split())[:EXCERPT_CHARS] or type(error).__name__
-            cut_off = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError) and not replied
-            raise StepFailed(f"{self._name}: the connection broke: {words}", again=cut_off, broke=True) from error
-
-    async def _read(self, answer: aiohttp.ClientResponse, limit: int, *, cut: bool = False) -> bytes:
-        """The body, at most `limit` bytes; more is an error, or is left out if `cut`."""
-        declared = answer.content_length
-        if declared is not None and declared > limit and not cut:
+    async def _read(self, answer: Answer) -> bytes:
+        raw = answer.whole()
+        if raw is None:
+            return b"".join([part async for part in self._parts(answer)])
+        if len(raw) > self.spec.max_output_bytes:
             raise StepFailed(self._too_long)
-        parts = []
+        return raw
+
+    async def _parts(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+        """The body as it comes. Raises `StepFailed` when it is over the limit, if it says so before it comes."""
         size = 0
-        async for part in answer.content.iter_chunked(CHUNK_BYTES):
-            parts.append(part)
+        if answer.length > self.spec.max_output_bytes:
+            raise StepFailed(self._too_long)
+        while part := await answer.more():
             size += len(part)
-            if size > limit:
-                if cut:
-                    break
+            if size > self.spec.max_output_bytes:
                 raise StepFailed(self._too_long)
-        return b"".join(parts)
+            yield part
+
+    def _failure(self, error: StepFailed | Broken | Unreachable) -> StepFailed:
+        if isinstance(error, Unreachable):
+            return StepFailed(f"{self._name}: cannot connect: {error}", again=True, broke=True)
+        if isinstance(error, Broken):
+            return StepFailed(f"{self._name}: the connection broke: {error}", again=error.unheard, broke=True)
+        return error
 
     @property
     def _name(self) -> str:
@@ -219,13 +232,6 @@ def _body(data: bytes, destination: Location, requires_proof: bool) -> bytes:
         data,
         b"true" if requires_proof else b"false",
     )
-
-
-def _reason(error: OSError) -> str:
-    """Of a failed connection: the loops put addresses, or nothing, where the system's words are expected."""
-    if error.errno and error.errno in errno.errorcode:
-        return os.strerror(error.errno)
-    return error.strerror or str(error)
 
 
 def _excerpt(raw: bytes) -> str:
