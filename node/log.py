@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from contextvars import copy_context
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from functools import lru_cache
 from logging.handlers import RotatingFileHandler
 from typing import Any
 
@@ -31,6 +32,9 @@ BATCH_LINES = 500  # in one write
 PAUSE_S = 0.02  # between writes: what is said meanwhile goes out together, which costs less
 FLUSH_S = 1.0  # longest wait of an exit for a sink that takes nothing
 
+CURRENT_REQUEST: ContextVar[str] = ContextVar("request_id", default="")
+"""The id of the request that is worked on; it stands in every line that is written meanwhile."""
+
 log = structlog.get_logger()
 
 
@@ -42,18 +46,13 @@ def set_up(settings: Log, **common: Any) -> None:
         sinks.append(_Sink("log.path", _File(settings).write))
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if console else [structlog.processors.format_exc_info]),
-            _console() if console else _json,
+            _Fields(common),
+            *([_console(), _encoded] if console else [_json]),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
+        wrapper_class=_logger(getattr(logging, settings.level.upper())),
         logger_factory=_Sinks(sinks),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(**common)
     for sink in sinks:
         sink.start()
         atexit.register(sink.flush)
@@ -71,11 +70,56 @@ def _console() -> structlog.dev.ConsoleRenderer:
     return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
 
 
-def _json(logger: Any, method: str, event: structlog.typing.EventDict) -> str:
+def _logger(level: int) -> type[Any]:
+    """structlog's logger for a level, without the copies that it makes of each event on the way to its steps."""
+    filtering: Any = structlog.make_filtering_bound_logger(level)
+
+    class Logger(filtering):  # type: ignore[misc]
+        def _proxy_to_logger(self, method_name: str, event: str | None = None, **fields: Any) -> None:
+            line: Any = {**self._context, **fields} if self._context else fields
+            line["event"] = event
+            for step in self._processors:
+                line = step(self._logger, method_name, line)
+            self._logger.msg(line)
+
+    return Logger
+
+
+class _Fields:
+    """Adds to an event what every line has. One step instead of structlog's three, which take most of a line's time."""
+
+    def __init__(self, common: Mapping[str, Any]) -> None:
+        self._common = dict(common)
+
+    def __call__(self, logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if request_id := CURRENT_REQUEST.get():
+            event["request_id"] = request_id
+        event.update(self._common)
+        event["level"] = method
+        second, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+        event["timestamp"] = f"{_shown(second)}.{nanoseconds // 1000:06}Z"
+        return event
+
+
+@lru_cache(maxsize=1)
+def _shown(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+_JSON = msgspec.json.Encoder(enc_hook=str)
+
+
+def _json(logger: Any, method: str, event: structlog.typing.EventDict) -> bytes:
+    if "exc_info" in event:
+        event = structlog.processors.format_exc_info(logger, method, event)
     try:
-        return msgspec.json.encode(event, enc_hook=str).decode()
+        return _JSON.encode(event)
     except UnicodeEncodeError:  # what is no text: escaped
-        return json.dumps(event, default=str)
+        return json.dumps(event, default=str).encode()
+
+
+def _encoded(logger: Any, method: str, line: Any) -> bytes:
+    return str(line).encode("utf-8", "backslashreplace")
 
 
 class _Sinks:
@@ -87,7 +131,7 @@ class _Sinks:
     def __call__(self, *names: Any) -> "_Sinks":
         return self
 
-    def msg(self, line: str) -> None:
+    def msg(self, line: bytes) -> None:
         for sink in self._sinks:
             sink.put(line)
 
@@ -101,10 +145,10 @@ class _Sinks:
 class _Sink:
     """One place, with the thread that writes there: many lines at once, with a line feed after each."""
 
-    def __init__(self, name: str, write: Callable[[str], None]) -> None:
+    def __init__(self, name: str, write: Callable[[bytes], None]) -> None:
         self._name = name
         self._write = write
-        self._lines: deque[str] = deque()
+        self._lines: deque[bytes] = deque()
         self._some = threading.Event()
         self._busy = False
         self._full = 0  # lines that found the queue full, and that could not be written; each has one writer
@@ -112,10 +156,10 @@ class _Sink:
         self._told = 0
 
     def start(self) -> None:
-        # In a copy of this context, for what it says itself; a daemon: a stuck one must not hold the exit up.
-        threading.Thread(target=copy_context().run, args=(self._work,), name=f"log-{self._name}", daemon=True).start()
+        # A daemon: a stuck one must not hold the exit up.
+        threading.Thread(target=self._work, name=f"log-{self._name}", daemon=True).start()
 
-    def put(self, line: str) -> None:
+    def put(self, line: bytes) -> None:
         if len(self._lines) >= QUEUED_LINES:
             self._full += 1
             return
@@ -139,9 +183,9 @@ class _Sink:
             self._busy = False
             select.select([], [], [], PAUSE_S)  # time.sleep waits for a point in time, which a faked clock moves
 
-    def _next(self, lines: list[str]) -> None:
+    def _next(self, lines: list[bytes]) -> None:
         try:
-            self._write("\n".join(lines) + "\n")
+            self._write(b"\n".join(lines) + b"\n")
         except (OSError, ValueError):  # nobody is there to be told: no reader, no space; ValueError: a closed file
             self._failed += len(lines)
             return
@@ -151,9 +195,9 @@ class _Sink:
             log.warning("log_lines_dropped", sink=self._name, lines=dropped - told)
 
 
-def _to_stderr(text: str) -> None:
+def _to_stderr(text: bytes) -> None:
     """Past Python's own buffer and its lock, which a stuck write would hold at the exit."""
-    rest = memoryview(text.encode("utf-8", "backslashreplace"))
+    rest = memoryview(text)
     while rest:
         try:
             rest = rest[os.write(sys.stderr.fileno(), rest) :]
@@ -170,12 +214,11 @@ class _File(RotatingFileHandler):
             maxBytes=settings.max_file_size,
             backupCount=settings.backup_count,
             encoding="utf-8",
-            errors="backslashreplace",
         )
         self.terminator = ""
 
-    def write(self, text: str) -> None:
-        self.handle(logging.LogRecord("stoker", logging.INFO, "", 0, text, None, None))
+    def write(self, text: bytes) -> None:
+        self.handle(logging.LogRecord("stoker", logging.INFO, "", 0, text.decode(), None, None))
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Raise it, where logging would print it."""

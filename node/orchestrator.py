@@ -1,7 +1,6 @@
 """What a door may ask of the node. Thin: rules are the guardian's, records the store's, work the runner's."""
 
 import asyncio
-import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import structlog
 from node.errors import SHOWN_CHARS, Conflict, NotFound, Refusal, Rejected, Unavailable
 from node.findings import Level
 from node.guardian import Guardian
-from node.jobs import Caller, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
+from node.jobs import Caller, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State, new_id
 from node.registry import Container, Registry
 from node.service import StepFailed
 from node.situation import News
@@ -81,7 +80,7 @@ class Orchestrator:
         return [item if isinstance(item, Refusal) else next(answers) for item in checked]
 
     async def _accept(self, requests: Sequence[JobRequest], caller: Caller, once: str) -> list[str | Refusal]:
-        jobs = [(str(uuid.uuid4()), request) for request in requests]
+        jobs = [(new_id(), request) for request in requests]
         answers = await self._store.submit(caller, jobs, once=once)
         for (job_id, request), answer in zip(jobs, answers, strict=True):
             if answer == job_id:
@@ -139,7 +138,7 @@ class Orchestrator:
         """
         job = await self._job(job_id, caller)
         self._admit(JobRequest(containers=job.containers, data=b"{}"), caller)
-        answer = await self._store.retry(job_id, str(uuid.uuid4()))
+        answer = await self._store.retry(job_id, new_id())
         if answer is None:
             raise Conflict("Job has nothing to run on", id=job_id)
         if isinstance(answer, State):
@@ -169,7 +168,7 @@ class Orchestrator:
         container = request.containers[0]
         if not self._registry[container].ready:
             raise Unavailable("Container not ready", retry_after_s=1, container=container)
-        job_id = str(uuid.uuid4())
+        job_id = new_id()
         async with self._slots(container, job_id, caller.id):
             await self._open_stream(job_id, request, caller)
             result: ContainerResult | None = None

@@ -31,8 +31,7 @@ CLOSE_S = 5.0  # for requests under way when the server stops
 def application(
     orchestrator: Orchestrator, settings: Server, metrics: Metrics, identity: Identity, limit: Limit | None
 ) -> web.Application:
-    middlewares = [guard(identity, limit), own_site(settings)]
-    app = web.Application(middlewares=middlewares)
+    app = web.Application(middlewares=[guard(identity, limit, own_site(settings))])
     app[BODIES] = Bodies(settings)
     doors = (Infernet(orchestrator, settings), Jobs(orchestrator), Probes(orchestrator, metrics))
     routes = [route for door in doors for route in door.routes()]

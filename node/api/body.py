@@ -15,9 +15,13 @@ REPORTED = {"running": State.RUNNING, "success": State.SUCCEEDED, "failed": Stat
 
 
 class _Envelope(msgspec.Struct):
-    containers: list[str]
+    containers: tuple[str, ...]
     data: msgspec.Raw
     requires_proof: bool | None = None
+    timeouts: dict[str, Any] | None = None
+
+
+_ENVELOPE = msgspec.json.Decoder(_Envelope)
 
 
 async def job_requests(body: bytes, limit: int) -> list[JobRequest | Refusal]:
@@ -55,16 +59,15 @@ def job_request(body: bytes, *, delegated: str = "Chain not enabled") -> JobRequ
     value = _checked(body)
     if "signature" in value and "subscription" in value:
         raise Rejected(delegated)
-    if not _strings(value.get("containers")):
-        raise _unreadable("containers: expected a list of strings")
     if not isinstance(value.get("data"), dict):
-        raise _unreadable("data: expected an object")
-    if not isinstance(value.get("requires_proof"), bool | None):
-        raise _unreadable("requires_proof: expected true, false or null")
-    queue_s, total_s = _timeouts(value.get("timeouts"))
-    envelope = msgspec.json.decode(body, type=_Envelope)
+        raise _fault(value)
+    try:
+        envelope = _ENVELOPE.decode(body)
+    except msgspec.ValidationError:
+        raise _fault(value) from None
+    queue_s, total_s = _timeouts(envelope.timeouts) if envelope.timeouts else (None, None)
     return JobRequest(
-        containers=tuple(envelope.containers),
+        containers=envelope.containers,
         data=bytes(envelope.data),
         requires_proof=bool(envelope.requires_proof),
         queue_timeout_s=queue_s,
@@ -72,11 +75,20 @@ def job_request(body: bytes, *, delegated: str = "Chain not enabled") -> JobRequ
     )
 
 
-def _timeouts(value: Any) -> tuple[float | None, float | None]:
+def _fault(value: dict[str, Any]) -> Rejected:
+    """The first field that is not as it must be."""
+    if not _strings(value.get("containers")):
+        return _unreadable("containers: expected a list of strings")
+    if not isinstance(value.get("data"), dict):
+        return _unreadable("data: expected an object")
+    if not isinstance(value.get("requires_proof"), bool | None):
+        return _unreadable("requires_proof: expected true, false or null")
+    return _unreadable("timeouts: expected an object with queue_s and total_s")
+
+
+def _timeouts(value: dict[str, Any]) -> tuple[float | None, float | None]:
     """Our own addition to a request: `{"queue_s": 60, "total_s": 600}`, both optional; the node's own hold as well."""
-    if value is None:
-        return None, None
-    if not isinstance(value, dict) or not value.keys() <= {"queue_s", "total_s"}:
+    if not value.keys() <= {"queue_s", "total_s"}:
         raise _unreadable("timeouts: expected an object with queue_s and total_s")
     for name, seconds in value.items():
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < shapes.MAX_TIMEOUT_S:

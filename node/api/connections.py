@@ -19,7 +19,7 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
-from node.api.middleware import framework_error, refused, reply
+from node.api.reply import framework_error, refused, reply
 from node.config import Server
 from node.errors import SHOWN_CHARS, HeadersTooLarge, Refusal, Rejected, TooSlow, Unavailable, UriTooLong
 
@@ -258,7 +258,6 @@ def _text(refusal: Refusal) -> bytes:
     """A refusal as the whole answer, for where there is no request to answer."""
     answer = refused(refusal)
     answer.force_close()
-    assert isinstance(answer.body, bytes)
     headers = {**answer.headers, "Content-Length": str(len(answer.body)), "Connection": "close"}
     lines = [f"HTTP/1.1 {answer.status} {answer.reason}", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode() + answer.body

@@ -6,7 +6,7 @@
 from aiohttp import web
 
 from node.api import examples, shapes
-from node.api.middleware import reply
+from node.api.reply import reply
 from node.api.route import Answer, Route
 from node.jobs import Role
 from node.metrics import CONTENT_TYPE, Metrics

@@ -6,12 +6,13 @@ moment the store has had one. Nothing that happens to the store later lets anybo
 
 from base64 import b64decode
 from contextlib import suppress
+from functools import lru_cache
 from ipaddress import ip_address
 
 import structlog
 from aiohttp import web
 
-from node.api.route import needed, pattern_of
+from node.api.route import entry
 from node.config import Server
 from node.errors import Unauthorized, Unavailable
 from node.guardian import demand, within
@@ -36,23 +37,22 @@ class Identity:
     async def caller(self, request: web.Request) -> Caller:
         """Raises `Unauthorized` without a valid key, `Forbidden` when its role is too small for the route."""
         address = self.address(request)
-        nobody = Caller(id=address, address=address)
         if self._access.keyless and not self._always and "Authorization" not in request.headers:
-            return nobody
-        role = needed(request)
-        if role is None:
-            return nobody
-        path = pattern_of(request)
+            return _nobody(address)
+        asked = entry(request)
+        if asked.role is None:
+            return _nobody(address)
+        path = asked.path
         secret = _secret(request.headers.getall("Authorization", []))
         if not await self._needs_key(path) and not secret.startswith(PREFIX):
-            return nobody
+            return _nobody(address)
         key = await self._access.find(secret)
         if key:
             caller = Caller(id=key.name, address=address, role=key.role)
-            demand(caller, role)
+            demand(caller, asked.role)
             return caller
         if not await self._needs_key(path):
-            return nobody
+            return _nobody(address)
         log.info("caller_refused", address=address, method=request.method, code=Unauthorized.code)
         raise Unauthorized("A valid API key is needed, as `Authorization: Bearer KEY`")
 
@@ -80,6 +80,12 @@ class Identity:
             if not within(address, self._proxies):
                 break
         return address
+
+
+@lru_cache(maxsize=1024)
+def _nobody(address: str) -> Caller:
+    """Whoever has no key is told apart by the address."""
+    return Caller(id=address, address=address)
 
 
 def _secret(headers: list[str]) -> str:

@@ -15,7 +15,8 @@ from aiohttp import web
 
 from node import __version__
 from node.api import body, examples, shapes
-from node.api.middleware import CALLER, HEADERS, ONCE, once, read_json, reply
+from node.api.middleware import CALLER, HEADERS, ONCE, once, read_json
+from node.api.reply import reply
 from node.api.route import Answer, Body, Parameter, Route
 from node.config import Server
 from node.errors import SHOWN_CHARS, Forbidden, NotFound, RateLimited, Refusal, Unavailable

@@ -3,7 +3,8 @@
 from aiohttp import web
 
 from node.api import examples, shapes
-from node.api.middleware import CALLER, reply
+from node.api.middleware import CALLER
+from node.api.reply import reply
 from node.api.route import Answer, Parameter, Route
 from node.jobs import Role
 from node.orchestrator import Orchestrator

@@ -3,49 +3,24 @@
 import math
 import os
 import re
-from typing import Any
+from collections.abc import Callable
 
-import msgspec
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from node import payload
 from node.api.identity import Identity
-from node.api.route import Parameter, needed, pattern_of
+from node.api.reply import SERVER, framework_error, refused, reply, shown
+from node.api.route import Parameter, entry
 from node.config import Server
-from node.errors import (
-    SHOWN_CHARS,
-    RateLimited,
-    Refusal,
-    Rejected,
-    TooLarge,
-    Unauthorized,
-    Unavailable,
-    UnsupportedMedia,
-    readable,
-)
+from node.errors import RateLimited, Refusal, Rejected, TooLarge, Unauthorized, Unavailable, UnsupportedMedia
 from node.jobs import Caller
+from node.log import CURRENT_REQUEST
 from node.store import Limit
 
 log = structlog.get_logger()
 
-STATUS = {
-    "rejected": 400,
-    "unauthorized": 401,
-    "forbidden": 403,
-    "not_found": 404,
-    "conflict": 409,
-    "too_slow": 408,
-    "too_large": 413,
-    "uri_too_long": 414,
-    "unsupported_media": 415,
-    "mismatch": 422,
-    "rate_limited": 429,
-    "headers_too_large": 431,
-    "unavailable": 503,
-}
-SERVER = {"Server": "stoker"}  # else the framework tells its version, and Python's
 REQUEST_ID = "X-Request-ID"
 IDEMPOTENCY_KEY = "Idempotency-Key"
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
@@ -58,32 +33,26 @@ REPORTS = ("PUT", "/api/status")  # not counted: a runner elsewhere reports each
 
 SMALL_BODY_BYTES = 64 * 1024
 
+Rule = Callable[[web.Request, Caller], None]
+"""Raises the `Refusal` of a request that breaks it."""
+
 _TOKEN = re.compile(r"[A-Za-z0-9._-]{1,128}")
-
-
-def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """A JSON answer: compact, one newline at the end, as the original node writes it."""
-    body = msgspec.json.encode(value) + b"\n"
-    return web.Response(body=body, status=status, content_type=payload.MEDIA_TYPE, headers=SERVER | (headers or {}))
-
-
-def refused(refusal: Refusal) -> web.Response:
-    """`{"error", "params"}` with the status of the error's code."""
-    headers = {} if refusal.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(refusal.retry_after_s)))}
-    if isinstance(refusal, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
-    return reply({"error": refusal.message, "params": refusal.params}, STATUS[refusal.code], headers)
 
 
 async def read_json(request: web.Request) -> bytes:
     """The body of a request that must be JSON; not parsed yet."""
-    content_type = request.headers.get("Content-Type", "")
-    if not payload.is_json(content_type) or (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
+    content_type = request.headers.get(hdrs.CONTENT_TYPE, "")
+    if content_type != payload.MEDIA_TYPE and not _is_json(request, content_type):
         raise UnsupportedMedia("Content-Type must be application/json, in UTF-8", content_type=shown(content_type))
-    encoding = request.headers.get("Content-Encoding", "identity")
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMedia("Compressed bodies are not supported", content_encoding=shown(encoding))
     return await request.app[BODIES].read(request)
+
+
+def _is_json(request: web.Request, content_type: str) -> bool:
+    charset = (request.charset or "utf-8").lower()
+    return payload.is_json(content_type) and charset in ("utf-8", "utf8", "us-ascii")
 
 
 class Bodies:
@@ -91,6 +60,7 @@ class Bodies:
 
     def __init__(self, settings: Server) -> None:
         self._limit_bytes = settings.max_body_bytes
+        self._small_bytes = min(SMALL_BODY_BYTES, settings.max_body_bytes)
         self._together_bytes = settings.max_bodies_bytes
         self._held_bytes = 0
 
@@ -99,11 +69,14 @@ class Bodies:
 
         The bytes are held until `release`.
         """
+        content = request.content
+        if content.is_eof() and content.total_bytes <= self._small_bytes:  # it came with the head, as most do
+            return content.read_nowait()
         if (request.content_length or 0) > self._limit_bytes:
             raise self._too_large()
         parts: list[bytes] = []
         size = 0
-        while part := await request.content.readany():
+        while part := await content.readany():
             parts.append(part)
             size += len(part)
             if size > self._limit_bytes:
@@ -122,18 +95,14 @@ class Bodies:
 
     def release(self, request: web.Request) -> None:
         """The request is answered, or given up."""
-        self._held_bytes -= request.get(HELD, 0)
+        if self._held_bytes:
+            self._held_bytes -= request.get(HELD, 0)
 
     def _too_large(self) -> TooLarge:
         return TooLarge("Body too large", limit_bytes=self._limit_bytes)
 
 
 BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
-
-
-def shown(header: str) -> str:
-    """A header's start, without the bytes that were no text."""
-    return readable(header[:SHOWN_CHARS])
 
 
 ONCE = Parameter(
@@ -154,16 +123,18 @@ def once(request: web.Request) -> str:
     return name
 
 
-def guard(identity: Identity, limit: Limit | None) -> Middleware:
+def guard(identity: Identity, limit: Limit | None, own_site: Rule) -> Middleware:
     """The middleware of an application."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         request_id = _request_id(request)
         request[HEADERS] = {REQUEST_ID: request_id} | SERVER
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        CURRENT_REQUEST.set(request_id)
         try:
-            request[CALLER] = await (_counted(request, identity, limit) if limit else identity.caller(request))
+            caller = await (_counted(request, identity, limit) if limit else identity.caller(request))
+            own_site(request, caller)
+            request[CALLER] = caller
             answer = await handler(request)
         except Refusal as refusal:
             answer = refused(refusal)
@@ -183,14 +154,14 @@ def guard(identity: Identity, limit: Limit | None) -> Middleware:
 
 async def _counted(request: web.Request, identity: Identity, limit: Limit) -> Caller:
     """The caller, whose request is counted by method and route; a refused one by its address."""
-    path = pattern_of(request)
+    asked = entry(request)
     try:
         caller = await identity.caller(request)
     except Unauthorized:
         await _count(request, limit, identity.address(request), Unauthorized.code)
         raise
-    if needed(request) is not None and (request.method, path) != REPORTS:
-        await _count(request, limit, caller.id, request.method, path or "-")
+    if asked.role is not None and (request.method, asked.path) != REPORTS:
+        await _count(request, limit, caller.id, request.method, asked.path or "-")
     return caller
 
 
@@ -214,14 +185,3 @@ async def _count(request: web.Request, limit: Limit, *names: str) -> None:
 def _request_id(request: web.Request) -> str:
     given = request.headers.get(REQUEST_ID)
     return given if given and _TOKEN.fullmatch(given) else os.urandom(8).hex()
-
-
-def framework_error(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
-    """What the framework refuses by itself, as JSON."""
-    if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = ", ".join(sorted(error.allowed_methods))
-        if request.method == "OPTIONS":
-            return web.Response(headers={"Allow": allowed})
-        params = {"method": request.method, "allowed": sorted(error.allowed_methods)}
-        return reply({"error": error.reason, "params": params}, error.status, {"Allow": allowed})
-    return reply({"error": error.reason, "params": {"path": request.path[:SHOWN_CHARS]}}, error.status)

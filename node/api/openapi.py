@@ -11,7 +11,8 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from node import __version__
 from node.api import examples, shapes
-from node.api.middleware import REQUEST_ID, STATUS, reply
+from node.api.middleware import REQUEST_ID
+from node.api.reply import STATUS, reply
 from node.api.route import JSON, READING, Answer, Body, Parameter, Route
 from node.errors import Refusal
 from node.jobs import Role

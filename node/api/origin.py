@@ -5,43 +5,45 @@ name can be made to point at this node (DNS rebinding), so a node without keys a
 No answer has a CORS header: a page never reads from another site, and a browser asks in vain before it sends JSON.
 """
 
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 
-from node.api.middleware import CALLER, shown
-from node.api.route import READING, needed
+from node.api.middleware import Rule
+from node.api.reply import shown
+from node.api.route import READING, entry
 from node.config import Server
 from node.errors import Forbidden
+from node.jobs import Caller
 
 SETTING = "server.allowed_hosts"
 
 
-def own_site(settings: Server) -> Middleware:
-    """The middleware, inside of the one that knows the caller."""
+def own_site(settings: Server) -> Rule:
+    """Raises `Forbidden` for what the page of another site may ask for."""
     named = frozenset(name.lower() for name in settings.allowed_hosts or ())
     any_name = "*" in named or (settings.allowed_hosts is None and settings.reachable)
     own = named | {settings.host.lower()}
 
-    def is_own(name: str) -> bool:
+    @lru_cache(maxsize=256)
+    def is_own(host: str) -> bool:
+        name = _name(host)
         return any_name or name in own or _is_loopback(name)
 
-    @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    def check(request: web.Request, caller: Caller) -> None:
         host = request.headers.get("Host", "")
-        anonymous = request[CALLER].id == request[CALLER].address
-        if anonymous and not is_own(_name(host)) and needed(request) is not None:
+        anonymous = caller.id == caller.address
+        if anonymous and not is_own(host) and entry(request).role is not None:
             raise Forbidden("Host not allowed", host=shown(host), setting=SETTING)
         origin = request.headers.get("Origin")
         if origin is not None and request.method not in READING:
             netloc = origin.partition("://")[2].lower()
             if netloc != host.lower() and _name(netloc) not in named:
                 raise Forbidden("Request from another site", origin=shown(origin), setting=SETTING)
-        return await handler(request)
 
-    return middleware
+    return check
 
 
 def _name(host: str) -> str:

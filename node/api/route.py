@@ -1,10 +1,10 @@
 """One route of the API as a value: how it is called, by whom, what it takes, and what it answers.
 
 A door's `routes()` is a list of these and reads as its contents. The same list is served (`serve`), described to
-clients (`openapi`) and asked who may (`needed`): a route without a description, or open by mistake, cannot be.
+clients (`openapi`) and asked who may (`entry`): a route without a description, or open by mistake, cannot be.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,18 +75,47 @@ class Route:
     errors: tuple[Refusal, ...] = ()
 
 
-Needs = Mapping[str, Mapping[str, Role | None]]
-NEEDS: web.AppKey[Needs] = web.AppKey("needs", Needs)
-"""The role that is needed, by path and method."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What is asked of whoever comes this way. path: without what is variable in it; empty when there is no route.
+    role: the smallest that may; None: everybody, without a key."""
+
+    path: str
+    role: Role | None
 
 
-def serve(app: web.Application, routes: Iterable[Route]) -> None:
-    """Add the routes to an application, and who may use them."""
-    needs: dict[str, dict[str, Role | None]] = {}
-    for route in routes:
-        app.add_routes([web.route(route.method, _matching(route), route.handler)])  # of a GET: HEAD as well
-        needs.setdefault(route.path, {})[route.method] = route.role
-    app[NEEDS] = needs
+class Entries:
+    """What each route asks, put together once."""
+
+    def __init__(self, routes: Iterable[Route], served: Iterable[web.AbstractRoute]) -> None:
+        known = {(route.method, route.path): Entry(path=route.path, role=route.role) for route in routes}
+        self._open = {entry.path for entry in known.values() if entry.role is None}
+        self._by_route = {
+            each: known[_method(each.method), each.resource.canonical] for each in served if each.resource
+        }
+
+    def of(self, request: web.Request) -> Entry:
+        """What is not there needs a role all the same, unless something on its path needs none."""
+        known = self._by_route.get(request.match_info.route)
+        if known is not None:
+            return known
+        if request.path in self._open:
+            return Entry(path="", role=None)
+        return Entry(path="", role=Role.READ if request.method in READING else Role.SUBMIT)
+
+
+def _method(served: str) -> str:
+    """The framework answers HEAD where there is a GET."""
+    return "GET" if served == "HEAD" else served
+
+
+ENTRIES: web.AppKey[Entries] = web.AppKey("entries", Entries)
+
+
+def serve(app: web.Application, routes: Sequence[Route]) -> None:
+    """Add the routes to an application, and what they ask."""
+    app.add_routes(web.route(route.method, _matching(route), route.handler) for route in routes)
+    app[ENTRIES] = Entries(routes, app.router.routes())
 
 
 def _matching(route: Route) -> str:
@@ -97,19 +126,6 @@ def _matching(route: Route) -> str:
     return path
 
 
-def pattern_of(request: web.Request) -> str:
-    """The path of the route, without what is variable in it; empty when there is none."""
-    resource = request.match_info.route.resource
-    return resource.canonical if resource else ""
-
-
-def needed(request: web.Request) -> Role | None:
-    """The role that the request's route needs, None where no key is. What is not there needs one all the same."""
-    path = pattern_of(request) or request.path  # of a method that is not there, the framework tells no pattern
-    known = request.app[NEEDS].get(path, {})
-    method = "GET" if request.method == "HEAD" else request.method
-    if method in known:
-        return known[method]
-    if None in known.values():
-        return None
-    return Role.READ if method in READING else Role.SUBMIT
+def entry(request: web.Request) -> Entry:
+    """What the request's route asks of its caller."""
+    return request.app[ENTRIES].of(request)

@@ -147,7 +147,7 @@ class Model:
 def _named(result: ContainerResult | None, chain: tuple[str, ...]) -> ContainerResult | None:
     """As a reader is told it: a job's output is its last container's; an error that names none, its first one's."""
     if isinstance(result, ContainerOutput):
-        return replace(result, container=chain[-1])
+        return ContainerOutput(container=chain[-1], output=result.output)
     return replace(result, container=result.container or chain[0]) if result else None
 
 
