@@ -6,13 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
 READY := $(VENV)/.ready
+PEERS := .venv-peers
+RESULTS := .stoker/bench
 UV := $(shell sed -n 's/^\(uv==[^ ;]*\).*/\1/p' $(LOCK))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check test bench lock clean
+.PHONY: help setup demo run check test bench bench-peers lock clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 setup: $(READY) ## a virtual environment in .venv, with exactly the locked versions
 
@@ -41,13 +43,20 @@ check: $(READY) ## format, lint, types, floors
 test: $(READY) ## all tests; what this machine cannot run is listed at the end
 	$(BIN)/pytest
 
-bench: $(READY) ## the node beside a bare handler and a container alone, with ratios
-	$(BIN)/python -m bench
+bench: $(READY) ## the node beside a bare handler, the smallest node and other queues, with ratios; 3 rounds
+	$(BIN)/python -m bench --json $(RESULTS)/comparison.json --plot $(RESULTS)/comparison.svg
+
+# Each in an environment of its own: they need different versions of the same packages.
+bench-peers: $(READY) ## install arq, saq and taskiq for `make bench`, and matplotlib for its plots
+	for name in arq saq taskiq plot; do \
+	  $(PYTHON) -m venv --without-pip $(PEERS)/$$name && \
+	  $(BIN)/uv pip install --quiet --python $(PEERS)/$$name/bin/python -r bench/peers/$$name.txt || exit 1; \
+	done
 
 lock: $(READY) ## write the lock anew, from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --extra dev \
 	  --python-version 3.11 --output-file $(LOCK) pyproject.toml
 
 clean: ## remove all that these targets made
-	rm -rf $(VENV) .stoker dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .stoker dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,15 +1,23 @@
-"""The comparison that `make bench` prints: the node beside a bare handler and a bare container, in one run.
+"""The comparison that `make bench` prints: the node beside its yardsticks and beside other job queues, in one run.
 
-    bare, echo  what the node is compared with: two small servers
-    subjects    starts and stops those and the node, as processes
+    bare, committed, smallest, echo, slow
+                what the node is compared with, and the containers: small servers, one file each
+    peers       the same work by other job queues, in environments of their own
+    subjects    starts and stops all servers, as processes
     jobs        the jobs that are sent, and the check of what comes back
     load        the load generator
+    client      what a client of the API does: send, wait, read, check
     clock       time on the wall and on the processors
-    measures    one function per measure
-    rounds      one round of all measures; median, range and ratio of several
+    counts      what a load costs the store
+    measures    throughput, one function per measure
+    latency     one job at a time, and containers that take their time
+    rivals      the measures of the other queues
+    rounds      one round of all measures; median and range of several
+    goals       what should be reached
     machine     what it ran on
     report      the tables, and the JSON file
+    plot        the same as a picture
 
-A new subject is a function in `subjects`; a new measure is a function in `measures`, a line in `rounds` and a row in
-`report`.
+A new subject is a function in `subjects`; a new measure is a function in `measures` or `latency`, a line in `rounds`
+and a row in `report`.
 """

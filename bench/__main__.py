@@ -10,45 +10,55 @@ import msgspec
 import typer
 from rich.console import Console
 
-from bench import machine, report, rounds, subjects
+from bench import machine, plot, report, rounds, subjects
 from bench.jobs import Wrong
 from bench.measures import Figures
 
 QUICK_S = 0.5
+PRINTED_CHARS = 180
 
 
 def main(
     seconds: Annotated[float, typer.Option(min=0.1, max=10, help="Length of each load.")] = 2.0,
     count: Annotated[int, typer.Option("--rounds", min=1, max=20, help="Rounds; the table has their median.")] = 3,
+    only: Annotated[list[str] | None, typer.Option(help="Only this group of measures; may be repeated.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write everything, with the raw rounds, to this file.")] = None,
+    draw: Annotated[Path | None, typer.Option("--plot", help="Also draw it, to this SVG file.")] = None,
     quick: Annotated[bool, typer.Option(help="One short round: does it all work? Its figures say little.")] = False,
 ) -> None:
-    """Compare the node with a bare handler and with calling its containers directly."""
+    """Compare the node with what surrounds it: a bare handler, the smallest node, its containers, other queues."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is ended and cleared away
+    if unknown := set(only or ()) - set(rounds.GROUPS):
+        raise typer.BadParameter(f"no group {', '.join(unknown)}; there are {', '.join(rounds.GROUPS)}")
     if quick:
         seconds, count = QUICK_S, 1
     try:
-        taken, facts = _take(seconds, count)
+        taken, facts = _take([group for group in rounds.GROUPS if not only or group in only], seconds, count)
     except (Wrong, subjects.Broken) as error:
         typer.echo("\n".join((f"bench: {error}", *getattr(error, "__notes__", ()))), err=True)
         raise typer.Exit(1) from None
-    Console(width=None if sys.stdout.isatty() else 150).print(report.tables(taken, facts))
+    Console(width=None if sys.stdout.isatty() else PRINTED_CHARS).print(report.tables(taken, facts))
+    document = report.document(taken, facts, seconds)
     if json:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(report.document(taken, facts, seconds))) + b"\n")
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+    if draw:
+        plot.draw("comparison", document, draw)
 
 
-def _take(seconds: float, count: int) -> tuple[list[rounds.Round], dict[str, str | float]]:
+def _take(groups: list[str], seconds: float, count: int) -> tuple[list[rounds.Round], dict[str, str | float]]:
     taken: list[rounds.Round] = []
     facts: dict[str, str | float] = {}
     for number in range(1, count + 1):
 
-        def tell(measure: str, figures: Figures, number: int = number) -> None:
+        def tell(group: str, subject: str, figures: Figures, number: int = number) -> None:
             shown = ", ".join(f"{name} {value:,.5g}" for name, value in figures.items() if "cpu" not in name)
-            typer.echo(f"round {number} of {count}: {measure}: {shown}", err=True)
+            typer.echo(f"round {number} of {count}: {group}: {subject}: {shown}", err=True)
 
         with tempfile.TemporaryDirectory(prefix="stoker-bench-", dir=machine.durable_directory()) as directory:
             facts = facts or machine.describe(Path(directory))
-            figures, facts["server"] = rounds.run(seconds, Path(directory), tell)
+            backwards = number % 2 == 0  # so that what changes while a round lasts hits each subject
+            figures, facts["server"] = rounds.run(groups, seconds, Path(directory), tell, backwards=backwards)
             taken.append(figures)
     return taken, facts
 

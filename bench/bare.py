@@ -14,11 +14,12 @@ class Body(msgspec.Struct):
 
 
 decoder = msgspec.json.Decoder(Body)
+encoder = msgspec.json.Encoder()
 
 
 async def submit(request: web.Request) -> web.Response:
     decoder.decode(await request.read())
-    return web.Response(body=msgspec.json.encode({"id": str(uuid.uuid4())}), content_type="application/json")
+    return web.Response(body=encoder.encode({"id": str(uuid.uuid4())}), content_type="application/json")
 
 
 async def index(request: web.Request) -> web.Response:

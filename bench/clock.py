@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -49,6 +50,7 @@ class Clock:
     def _read(self) -> Counter[str]:
         ticks: Counter[str] = Counter()
         for kind, pid in self._processes:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks[kind] += int(fields[11]) + int(fields[12])
+            with suppress(OSError):  # it has ended, as a worker may
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks[kind] += int(fields[11]) + int(fields[12])
         return ticks

@@ -5,6 +5,7 @@ looked at when the clock has stopped; only one that is not a 200 ends the run at
 """
 
 import gc
+import math
 import selectors
 import socket
 import struct
@@ -15,8 +16,13 @@ from typing import Self
 
 from bench.jobs import Wrong
 
+LOCAL = "127.0.0.1"
 ANSWER_S = 30.0  # longest wait for one answer
 CHUNK_BYTES = 1 << 18
+
+
+Make = Callable[[], tuple[int, bytes] | None]
+"""Gives the next request, with a tag; None when there is none left."""
 
 
 def post(path: str, body: bytes) -> bytes:
@@ -29,11 +35,14 @@ def get(path: str) -> bytes:
 
 
 class Connection:
-    """One keep-alive connection to a server on loopback, with one request under way at a time."""
+    """One keep-alive connection to a server on loopback, with one request under way at a time.
 
-    def __init__(self, port: int) -> None:
+    source: the address that it comes from, any in 127.0.0.0/8; to a node without keys each is a caller of its own.
+    """
+
+    def __init__(self, port: int, source: str = LOCAL) -> None:
         self.tag = 0  # for whoever sends: which request is under way
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S)
+        self._socket = socket.create_connection((LOCAL, port), timeout=ANSWER_S, source_address=(source, 0))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setblocking(True)  # the kernel's time-outs cost no system call per read
         limit = struct.pack("ll", int(ANSWER_S), 0)
@@ -90,12 +99,12 @@ def _length(answer: bytes, end: int) -> int:
 
 
 def flood(
-    port: int, connections: int, seconds: float, make: Callable[[], tuple[int, bytes]]
+    port: int, connections: int, make: Make, *, seconds: float = math.inf, source: str = LOCAL
 ) -> list[tuple[int, bytes]]:
-    """Send for so long what `make` gives, a tag and a request; all answers, each with the tag of its request."""
+    """Send what `make` gives, for so long or until it gives no more; all answers, each with the tag of its request."""
     answers: list[tuple[int, bytes]] = []
     selector = selectors.DefaultSelector()
-    opened = [Connection(port) for _ in range(connections)]
+    opened = [Connection(port, source) for _ in range(connections)]
     try:
         for connection in opened:
             selector.register(connection, selectors.EVENT_READ, connection)
@@ -112,29 +121,29 @@ def _exchange(
     selector: selectors.BaseSelector,
     opened: list[Connection],
     until: float,
-    make: Callable[[], tuple[int, bytes]],
+    make: Make,
     answers: list[tuple[int, bytes]],
 ) -> None:
-    for connection in opened:
-        connection.tag, request = make()
+    def send(connection: Connection) -> bool:
+        made = make() if time.perf_counter() < until else None
+        if made is None:
+            return False
+        connection.tag, request = made
         connection.send(request)
-    waiting = len(opened)
+        return True
+
+    waiting = sum([send(connection) for connection in opened])
     while waiting:
         events = selector.select(ANSWER_S)
         if not events:
             raise Wrong(f"no answer within {ANSWER_S:g} s")
-        go_on = time.perf_counter() < until
         for key, _ in events:
             connection = key.data
             body = connection.receive()
             if body is None:
                 continue
             answers.append((connection.tag, body))
-            if go_on:
-                connection.tag, request = make()
-                connection.send(request)
-            else:
-                waiting -= 1
+            waiting -= not send(connection)
 
 
 @contextmanager

@@ -1,31 +1,32 @@
-"""The measures. Each takes what runs, applies its load, checks every answer, and gives its figures by name.
+"""The measures of throughput. Each takes what runs and the name of the subject, applies its load, checks every answer,
+and gives its figures by name.
 
-`jobs` is how many jobs or calls the load was; rates end in `_per_s`, times in `_ms`. Checks run after the clock stops.
+`jobs` is how many jobs or calls the load was; rates end in `per_s`. Checks run after the clock stops. Here: many at
+once. In `latency`: one at a time, and containers that take their time.
 """
 
+import itertools
+import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlencode
+from pathlib import Path
 
-import msgspec
+import redis
 
-from bench import jobs, load
+from bench import client, jobs, load
+from bench.client import BATCH, CONNECTIONS, Batches
 from bench.clock import Clock
+from bench.committed import LANE
+from bench.counts import Counts
 from bench.jobs import Wrong
 from bench.load import Connection
 from bench.subjects import AWAY, CONTAINERS, Subject
 
-CONNECTIONS = 64
-BATCH = 1000
-BATCH_CONNECTIONS = 2  # one batch is read while another is written
-RESULTS = 500  # in one request: 20 kB of query
-PAUSE_S = 0.01  # between two looks at a job that has not ended
-END_S = 300.0  # for all jobs of a measure
-WARM_UP = 20
-
-RUNNING = b'"status":"running"'  # no data that is sent holds it
+MOST_BATCHES_PER_S = 60  # more are not made beforehand
+ALONE = 10  # batches that are sent one after the other
+POLLS = 500  # requests of different jobs, sent again and again
 
 Figures = dict[str, float]
 
@@ -34,109 +35,29 @@ Figures = dict[str, float]
 class Running:
     """What runs during a round, and how long a load lasts that is bounded by time."""
 
-    bare: Subject
-    echoes: Sequence[Subject]
-    node: Subject
+    subjects: Mapping[str, Subject]
+    containers: Mapping[str, Subject]
+    directory: Path
     seconds: float
 
-    def clock(self) -> Clock:
-        servers = (self.bare, self.node, *self.echoes)
-        return Clock(process for server in servers for process in server.pids.items())
+    def port(self, name: str) -> int:
+        return self.subjects[name].port
+
+    def clock(self, name: str) -> Clock:
+        """The subject's processes, and those of the containers."""
+        servers = [self.subjects[name], *self.containers.values()]
+        return Clock(process for server in servers for process in server.processes())
 
     @property
     def chain_jobs(self) -> int:
         """Jobs of an end-to-end measure, in whole batches."""
         return max(1, round(self.seconds * 1.5)) * BATCH
 
-    @property
-    def latency_jobs(self) -> int:
-        return max(50, round(self.seconds * 150))
+
+Measure = Callable[[Running, str], Figures]
 
 
-Measure = Callable[[Running], Figures]
-
-
-# Many at once
-
-
-def post_bare(running: Running) -> Figures:
-    figures, _ = _post_jobs(running, running.bare.port, CONTAINERS[:1])
-    return figures
-
-
-def post_echo(running: Running) -> Figures:
-    """Calls of one container, as the node makes them."""
-
-    def make() -> tuple[int, bytes]:
-        number = jobs.number()
-        return number, load.post("/service_output", jobs.call(number))
-
-    with running.clock() as clock:
-        answers = load.flood(running.echoes[0].port, CONNECTIONS, running.seconds, make)
-    for number, reply in answers:
-        jobs.check_echo(reply, number)
-    return _rate(len(answers), clock)
-
-
-def post_waiting(running: Running) -> Figures:
-    """Single jobs, accepted while no container runs."""
-    figures, sent = _post_jobs(running, running.node.port, [AWAY])
-    _check_waiting(running.node.port, sent)
-    return figures
-
-
-def post_running(running: Running) -> Figures:
-    """Single jobs, accepted while those accepted before run. `ended_share`: of them, when the last was accepted."""
-    chain = CONTAINERS[:1]
-    with Connection(running.node.port) as connection:
-        before = _pending(connection)
-        figures, sent = _post_jobs(running, running.node.port, chain)
-        figures["ended_share"] = 1 - (_pending(connection) - before) / len(sent)
-        _collect(connection, list(sent))
-        _check_done(connection, sent, chain)
-    return figures
-
-
-def batches(running: Running) -> Figures:
-    """Jobs accepted by batches, while no container runs."""
-    numbers: dict[int, list[int]] = {}
-
-    def make() -> tuple[int, bytes]:
-        of = [jobs.number() for _ in range(BATCH)]
-        numbers[of[0]] = of
-        return of[0], load.post("/api/jobs/batch", jobs.batch([AWAY], of))
-
-    with running.clock() as clock:
-        answers = load.flood(running.node.port, BATCH_CONNECTIONS, running.seconds, make)
-    sent: dict[str, int] = {}
-    for first, reply in answers:
-        sent |= jobs.all_accepted(reply, numbers[first])
-    jobs.check_distinct(sent, len(answers) * BATCH)
-    _check_waiting(running.node.port, sent)
-    return _rate(len(sent), clock)
-
-
-def chain_of(length: int) -> Measure:
-    """End to end: submit by batches, then collect results until all jobs have ended."""
-
-    def measure(running: Running) -> Figures:
-        chain = CONTAINERS[:length]
-        of = [[jobs.number() for _ in range(BATCH)] for _ in range(running.chain_jobs // BATCH)]
-        requests = [load.post("/api/jobs/batch", jobs.batch(chain, numbers)) for numbers in of]
-        sent: dict[str, int] = {}
-        with Connection(running.node.port) as connection:
-            with load.collector_off(), running.clock() as clock:
-                for numbers, request in zip(of, requests, strict=True):
-                    sent |= jobs.all_accepted(connection.ask(request), numbers)
-                _collect(connection, list(sent))
-            jobs.check_distinct(sent, running.chain_jobs)
-            _check_done(connection, sent, chain)
-        return _rate(len(sent), clock)
-
-    return measure
-
-
-def _rate(count: int, clock: Clock) -> Figures:
+def rate(count: int, clock: Clock) -> Figures:
     return {
         "jobs": count,
         "per_s": count / clock.seconds,
@@ -145,117 +66,140 @@ def _rate(count: int, clock: Clock) -> Figures:
     }
 
 
-# One at a time
+# Single jobs
 
 
-def direct(length: int) -> Measure:
-    """Calling the containers by hand, one after the other."""
-
-    def measure(running: Running) -> Figures:
-        connections = [Connection(echo.port) for echo in running.echoes[:length]]
-
-        def call() -> None:
-            number = jobs.number()
-            for connection in connections:
-                jobs.check_echo(connection.ask(load.post("/service_output", jobs.call(number))), number)
-
-        try:
-            return _times(call, running.latency_jobs)
-        finally:
-            for connection in connections:
-                connection.close()
-
-    return measure
+def post(running: Running, name: str) -> Figures:
+    """Jobs to a handler that answers an id and does no more."""
+    with running.clock(name) as clock:
+        answers = client.post_jobs(running.port(name), CONTAINERS[:1], running.seconds)
+    return rate(len(client.accepted(answers)), clock)
 
 
-def one_job(length: int) -> Measure:
-    """One job on an idle node: from the POST until the first GET that says success.
-
-    It asks again at once. A pause changes the median by nothing that can be seen: there are two or three GETs a job.
-    """
-
-    def measure(running: Running) -> Figures:
-        chain = CONTAINERS[:length]
-        sent: dict[str, int] = {}
-        with Connection(running.node.port) as connection:
-
-            def run() -> None:
-                number = jobs.number()
-                job_id = jobs.accepted(connection.ask(load.post("/api/jobs", jobs.job(chain, number))))
-                sent[job_id] = number
-                look = _query([job_id])
-                while RUNNING in connection.ask(look):
-                    pass
-
-            figures = _times(run, running.latency_jobs)
-            _check_done(connection, sent, chain)
-        return figures
-
-    return measure
+def post_committed(running: Running, name: str) -> Figures:
+    """The same, and each job is then found in the server with its data."""
+    with running.clock(name) as clock:
+        answers = client.post_jobs(running.port(name), CONTAINERS[:1], running.seconds)
+    sent = client.accepted(answers)
+    with redis.Redis(unix_socket_path=str(running.subjects[name].store)) as server:
+        kept = server.pipeline(transaction=False)
+        for job_id in sent:
+            kept.hget(f"job:{job_id}", "data")
+        if kept.execute() != [jobs.data(number) for number in sent.values()] or server.xlen(LANE) != len(sent):
+            raise Wrong("the handler that commits answered ids of jobs that the server does not have")
+        server.flushall()
+    return rate(len(sent), clock)
 
 
-def _times(run: Callable[[], None], count: int) -> Figures:
-    for _ in range(WARM_UP):
-        run()
-    times = []
-    with load.collector_off():
-        for _ in range(count):
-            began = time.perf_counter()
-            run()
-            times.append((time.perf_counter() - began) * 1000)
-    times.sort()
-    return {"jobs": count, "p50_ms": statistics.median(times), "p99_ms": times[int(count * 0.99)]}
-
-
-# Sending and collecting
-
-
-def _post_jobs(running: Running, port: int, chain: Sequence[str]) -> tuple[Figures, dict[str, int]]:
-    """Single jobs at full load; the ids that were answered, each with its job's number."""
+def call(running: Running, name: str) -> Figures:
+    """Calls of one container, as a node makes them."""
 
     def make() -> tuple[int, bytes]:
         number = jobs.number()
-        return number, load.post("/api/jobs", jobs.job(chain, number))
+        return number, load.post("/service_output", jobs.call(number))
 
-    with running.clock() as clock:
-        answers = load.flood(port, CONNECTIONS, running.seconds, make)
-    sent = {jobs.accepted(reply): number for number, reply in answers}
-    jobs.check_distinct(sent, len(answers))
-    return _rate(len(sent), clock), sent
-
-
-def _collect(connection: Connection, ids: Sequence[str]) -> None:
-    """Read results, in the order of submission, until all jobs have ended.
-
-    A client that waits looks at the last job of a part only, and reads the part when that has ended.
-    """
-    deadline = time.monotonic() + END_S
-    for part in _parts(ids):
-        for look in (_query(part[-1:]), _query(part)):
-            while RUNNING in connection.ask(look):
-                if time.monotonic() > deadline:
-                    raise Wrong(f"some of {len(ids)} jobs had not ended after {END_S:g} s")
-                time.sleep(PAUSE_S)
+    with running.clock(name) as clock:
+        answers = load.flood(running.port(name), CONNECTIONS, make, seconds=running.seconds)
+    for number, reply in answers:
+        jobs.check_echo(reply, number)
+    return rate(len(answers), clock)
 
 
-def _check_done(connection: Connection, sent: Mapping[str, int], chain: Sequence[str]) -> None:
-    for ids in _parts(list(sent)):
-        jobs.check_done(connection.ask(_query(ids, intermediate="true")), ids, sent, chain)
+def post_waiting(running: Running, name: str) -> Figures:
+    """Single jobs, accepted while no container runs."""
+    with running.clock(name) as clock:
+        answers = client.post_jobs(running.port(name), [AWAY], running.seconds)
+    sent = client.accepted(answers)
+    with Connection(running.port(name)) as connection:
+        client.check_waiting(connection, sent)
+    return rate(len(sent), clock)
 
 
-def _check_waiting(port: int, sent: Mapping[str, int]) -> None:
-    with Connection(port) as connection:
-        for ids in _parts(list(sent)):
-            jobs.check_waiting(connection.ask(_query(ids)), ids)
+def post_running(running: Running, name: str) -> Figures:
+    """Single jobs, accepted while those accepted before run. `ended_share`: of them, when the last was accepted."""
+    chain = CONTAINERS[:1]
+    with Connection(running.port(name)) as connection:
+        before = client.pending(connection)
+        with running.clock(name) as clock:
+            answers = client.post_jobs(running.port(name), chain, running.seconds)
+        left = client.pending(connection) - before
+        sent = client.accepted(answers)
+        client.collect(connection, list(sent))
+        client.check_done(connection, sent, chain)
+    return {**rate(len(sent), clock), "ended_share": 1 - left / len(sent)}
 
 
-def _pending(connection: Connection) -> int:
-    return int(msgspec.json.decode(connection.ask(load.get("/info")))["pending"]["offchain"])
+# Batches
 
 
-def _query(ids: Sequence[str], **more: str) -> bytes:
-    return load.get("/api/jobs?" + urlencode([*(("id", job_id) for job_id in ids), *more.items()]))
+def batches(running: Running, name: str) -> Figures:
+    """Jobs accepted by batches, while no container runs."""
+    made = Batches([AWAY], round(running.seconds * MOST_BATCHES_PER_S))
+    with running.clock(name) as clock:
+        answers = made.flood(running.port(name), running.seconds)
+    sent = made.accepted(answers)
+    with Connection(running.port(name)) as connection:
+        client.check_waiting(connection, sent)
+    return rate(len(sent), clock)
 
 
-def _parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (ids[i : i + RESULTS] for i in range(0, len(ids), RESULTS))
+def batch_alone(running: Running, name: str) -> Figures:
+    """How long the answer to one batch takes while nothing else is asked."""
+    times = []
+    with Connection(running.port(name)) as connection:
+        for _ in range(ALONE):
+            of = [jobs.number() for _ in range(BATCH)]
+            request = load.post("/api/jobs/batch", jobs.batch([AWAY], of))
+            with load.collector_off():
+                began = time.perf_counter()
+                reply = connection.ask(request)
+                times.append((time.perf_counter() - began) * 1000)
+            client.check_waiting(connection, jobs.all_accepted(reply, of))
+    return {"jobs": ALONE * BATCH, "p50_ms": statistics.median(times), "most_ms": max(times)}
+
+
+# End to end
+
+
+def chain_of(length: int) -> Measure:
+    """Submit by batches, then collect results until all jobs have ended."""
+
+    def measure(running: Running, name: str) -> Figures:
+        chain = CONTAINERS[:length]
+        made = Batches(chain, running.chain_jobs // BATCH)
+        counts = Counts(running.subjects[name].store)
+        with Connection(running.port(name)) as connection:
+            with load.collector_off(), counts, running.clock(name) as clock:
+                sent = made.send(running.port(name))
+                client.collect(connection, list(sent))
+            jobs.check_distinct(sent, running.chain_jobs)
+            client.check_done(connection, sent, chain)
+        return {**rate(len(sent), clock), **counts.per_job(len(sent))}
+
+    return measure
+
+
+# Reads
+
+
+def poll(ids: int) -> Measure:
+    """Results of so many jobs in one request, of any that have ended."""
+
+    def measure(running: Running, name: str) -> Figures:
+        chain = CONTAINERS[:1]
+        with Connection(running.port(name)) as connection:
+            sent = Batches(chain, running.chain_jobs // BATCH).send(running.port(name))
+            client.collect(connection, list(sent))
+        known = list(sent)
+        asked = [random.choices(known, k=ids) for _ in range(POLLS)]
+        requests = [(place, client.query(each, intermediate="true")) for place, each in enumerate(asked)]
+        turns = itertools.count()
+        with running.clock(name) as clock:
+            answers = load.flood(
+                running.port(name), CONNECTIONS, lambda: requests[next(turns) % POLLS], seconds=running.seconds
+            )
+        for place, reply in answers:
+            jobs.check_done(reply, asked[place], sent, chain)
+        return rate(len(answers), clock)
+
+    return measure

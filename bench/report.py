@@ -9,48 +9,75 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.measures import BATCH, CONNECTIONS
-from bench.rounds import Round, Spread, difference, figure, ratio
+from bench.client import BATCH, CONNECTIONS
+from bench.goals import GOALS
+from bench.rounds import PEERS, Round, Spread, figure
+from bench.subjects import SLOTS
 
 Machine = Mapping[str, str | float]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the main table: which measure stands in which column, and which one the node is compared with."""
+    """A line of the main table: a figure of a group, for every subject that has it."""
 
     title: str
-    node: str
-    against: str
+    group: str
     figure: str = "per_s"
-    bare: str = ""
-    echo: str = ""
+
+    @property
+    def digits(self) -> int:
+        return 0 if self.figure == "per_s" else 2
 
 
 ROWS = (
-    Row("POST/s, no container running", "node.post_waiting", "bare.post", bare="bare.post"),
-    Row("POST/s, jobs running", "node.post_running", "bare.post", bare="bare.post"),
-    Row(f"jobs accepted/s, batches of {BATCH:,}", "node.batches", "bare.post", bare="bare.post"),
-    Row("end to end jobs/s, chain of 1", "node.chain1", "echo.post", echo="echo.post"),
-    Row("end to end jobs/s, chain of 3", "node.chain3", "echo.post", echo="echo.post"),
-    Row("one job, chain of 1, p50 ms", "node.one1", "direct.chain1", "p50_ms", echo="direct.chain1"),
-    Row("one job, chain of 1, p99 ms", "node.one1", "direct.chain1", "p99_ms", echo="direct.chain1"),
-    Row("one job, chain of 3, p50 ms", "node.one3", "direct.chain3", "p50_ms", echo="direct.chain3"),
-    Row("one job, chain of 3, p99 ms", "node.one3", "direct.chain3", "p99_ms", echo="direct.chain3"),
+    Row("POST/s, no container running", "post_waiting"),
+    Row("POST/s, jobs running", "post_running"),
+    Row(f"jobs accepted/s, batches of {BATCH:,}", "batches"),
+    Row(f"a batch of {BATCH:,} alone, ms", "batch_alone", "p50_ms"),
+    Row("end to end jobs/s, chain of 1", "chain1"),
+    Row("end to end jobs/s, chain of 3", "chain3"),
+    Row("one job, chain of 1, p50 ms", "one1", "p50_ms"),
+    Row("one job, chain of 1, p99 ms", "one1", "p99_ms"),
+    Row("one job, chain of 3, p50 ms", "one3", "p50_ms"),
+    Row("one job, chain of 3, p99 ms", "one3", "p99_ms"),
+    Row("polls/s, 1 id", "poll1"),
+    Row("polls/s, 100 ids", "poll100"),
+    Row("500 jobs of 50 ms on 64 slots, s", "slow", "s"),
+    Row("200 jobs of 2 ms one at a time, s", "single", "s"),
 )
 
+COLUMNS: Mapping[str, Sequence[str]] = {
+    "bare": ("bare",),
+    "committed": ("committed",),
+    "container": ("echo", "direct"),
+    "smallest": ("smallest",),
+    "node, one process": ("node",),
+    "node, all workers": ("workers",),
+    "everysec": ("everysec",),
+}
+"""Heading -> the subjects that stand there; no group has two of one column."""
+
 CPU = {
-    "bare.post": "POST, bare handler",
-    "echo.post": "call of the echo container",
-    "node.post_waiting": "POST, no container running",
-    "node.batches": "job of a batch, accepted",
-    "node.chain1": "end to end, chain of 1",
-    "node.chain3": "end to end, chain of 3",
+    "post_waiting": "POST, no container running",
+    "batches": "job of a batch, accepted",
+    "chain1": "end to end, chain of 1",
+    "chain3": "end to end, chain of 3",
+    "poll1": "poll of 1 id",
+    "poll100": "poll of 100 ids",
+}
+CPU_SUBJECTS = ("bare", "committed", "smallest", "node", "workers")
+
+COUNTS = {
+    "reads": "reads of the server, so at most so many round trips",
+    "scripts": "scripts called",
+    "commands": "commands run, within scripts too",
 }
 
 
 def tables(rounds: Sequence[Round], machine: Machine) -> RenderableType:
-    return Group(_machine(machine), "", _comparison(rounds), "", _cpu(rounds))
+    parts = [_machine(machine), _comparison(rounds), _goals(rounds), _cpu(rounds), _counts(rounds), _peers(rounds)]
+    return Group(*(part for each in parts if each for part in (each, "")))
 
 
 def document(rounds: Sequence[Round], machine: Machine, seconds: float) -> dict[str, Any]:
@@ -59,16 +86,19 @@ def document(rounds: Sequence[Round], machine: Machine, seconds: float) -> dict[
         "machine": dict(machine),
         "seconds": seconds,
         "medians": {
-            measure: {name: figure(rounds, measure, name).median for name in figures}
-            for measure, figures in rounds[0].items()
+            group: {
+                subject: {name: spread.median for name in figures if (spread := figure(rounds, group, subject, name))}
+                for subject, figures in subjects.items()
+            }
+            for group, subjects in rounds[0].items()
         },
-        "ratios": {f"{row.node}.{row.figure}": _ratio(rounds, row) for row in ROWS},
+        "goals": [
+            {"title": goal.title, "wanted": goal.wanted, "most": goal.most, **asdict(found)}
+            for goal in GOALS
+            if (found := goal.over(rounds))
+        ],
         "rounds": list(rounds),
     }
-
-
-def _ratio(rounds: Sequence[Round], row: Row) -> dict[str, Any]:
-    return {"to": row.against, **asdict(ratio(rounds, row.node, row.against, row.figure))}
 
 
 def _machine(machine: Machine) -> Text:
@@ -79,51 +109,81 @@ def _machine(machine: Machine) -> Text:
     )
 
 
-def _comparison(rounds: Sequence[Round]) -> Table:
-    title = f"{CONNECTIONS} connections, median of {len(rounds)} rounds (lowest to highest)"
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("measure", no_wrap=True)
-    for column in ("bare handler", "echo container", "node", "node is", "generator"):
-        table.add_column(column, justify="right", no_wrap=True)
+def _comparison(rounds: Sequence[Round]) -> Table | None:
+    title = f"{CONNECTIONS} connections, {SLOTS} slots, median of {len(rounds)} rounds (lowest to highest)"
+    shown = {heading: subjects for heading, subjects in COLUMNS.items() if _measured(rounds, subjects)}
+    table = _table(title, "measure", *shown)
     for row in ROWS:
-        cells = [_cell(rounds, measure, row.figure) for measure in (row.bare, row.echo, row.node)]
-        table.add_row(row.title, *cells, _compared(rounds, row), _generator(rounds, row))
-    return table
+        spreads = [
+            next((found for each in subjects if (found := figure(rounds, row.group, each, row.figure))), None)
+            for subjects in shown.values()
+        ]
+        _add(table, row.title, spreads, row.digits)
+    return table if table.row_count else None
 
 
-def _cell(rounds: Sequence[Round], measure: str, name: str) -> str:
-    return _shown(figure(rounds, measure, name), 2 if name.endswith("_ms") else 0) if measure else ""
+def _measured(rounds: Sequence[Round], subjects: Sequence[str]) -> bool:
+    return any(subject in group for group in rounds[0].values() for subject in subjects)
 
 
-def _compared(rounds: Sequence[Round], row: Row) -> str:
-    times = ratio(rounds, row.node, row.against, row.figure)
-    if row.figure.endswith("_ms"):
-        more = difference(rounds, row.node, row.against, row.figure)
-        return f"{times.median:.0f} x, +{_shown(more, 2)}"
-    return f"{_shown(times, 2)} of {'bare' if row.bare else 'echo'}"
+def _goals(rounds: Sequence[Round]) -> Table | None:
+    table = _table("What should be reached; each figure is from within one round", "", "figure", "wanted", "")
+    for goal in GOALS:
+        if found := goal.over(rounds):
+            wanted = f"{'at most' if goal.most else 'at least'} {goal.wanted:g}"
+            table.add_row(goal.title, _shown(found, goal.digits), wanted, "yes" if goal.reached(found.median) else "NO")
+    return table if table.row_count else None
 
 
-def _generator(rounds: Sequence[Round], row: Row) -> str:
-    """The generator's share of one core: loading the node, and loading what the node is compared with."""
-    if row.figure.endswith("_ms"):
+def _cpu(rounds: Sequence[Round]) -> Table | None:
+    """Of the subject itself, and of its server."""
+    shown = [subject for subject in CPU_SUBJECTS if _measured(rounds, [subject])]
+    table = _table("CPU time per job or poll, microseconds: all processes (of it Valkey)", "load", *shown)
+    for group, title in CPU.items():
+        cells = [_own(rounds, group, subject) for subject in shown]
+        if any(cells):
+            table.add_row(title, *cells)
+    return table if table.row_count else None
+
+
+def _own(rounds: Sequence[Round], group: str, subject: str) -> str:
+    kind = "node" if subject == "workers" else subject
+    program = figure(rounds, group, subject, f"cpu_{kind}_us")
+    server = figure(rounds, group, subject, "cpu_server_us")
+    if program is None:
         return ""
-    node, other = (figure(rounds, measure, "generator_share").median for measure in (row.node, row.against))
-    return f"{node:.0%} / {other:.0%}"
+    return f"{program.median + server.median:,.0f} ({server.median:,.0f})" if server else f"{program.median:,.0f}"
 
 
-def _cpu(rounds: Sequence[Round]) -> Table:
-    table = Table(title="CPU time per job, microseconds", box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("load")
-    kinds = ("bare", "echo", "node", "server")
-    for column in ("bare handler", "echo containers", "node", "Valkey"):
-        table.add_column(column, justify="right")
-    for measure, title in CPU.items():
-        table.add_row(title, *(_micros(figure(rounds, measure, f"cpu_{kind}_us")) for kind in kinds))
+def _counts(rounds: Sequence[Round]) -> Table | None:
+    headings = {"node": "node, one process", "workers": "node, all workers"}
+    table = _table("What a job of a chain of 3 costs the store under load", "per job, all included", *headings.values())
+    for name, title in COUNTS.items():
+        _add(table, title, [figure(rounds, "chain3", subject, f"{name}_per_job") for subject in headings], 2)
+    return table if table.row_count else None
+
+
+def _peers(rounds: Sequence[Round]) -> Table | None:
+    """The other job queues, where they are installed."""
+    table = _table("Other job queues, their store in memory only", "", "sent/s", "end to end jobs/s, chain of 1")
+    for peer in PEERS:
+        queue, _, workers = peer.partition("-")
+        spreads = [figure(rounds, "enqueue", peer, "per_s"), figure(rounds, "chain1", peer, "per_s")]
+        _add(table, f"{queue}, {workers or 1} worker processes", spreads, 0)
+    return table if table.row_count else None
+
+
+def _table(title: str, first: str, *headings: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column(first, no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
-def _micros(of: Spread) -> str:
-    return _shown(of, 0) if of.median else ""
+def _add(table: Table, title: str, spreads: Sequence[Spread | None], digits: int) -> None:
+    if any(spreads):
+        table.add_row(title, *(_shown(each, digits) if each else "" for each in spreads))
 
 
 def _shown(of: Spread, digits: int) -> str:

@@ -1,8 +1,9 @@
-"""What is measured, as processes that this run starts and ends: the bare handler, the echo containers, the node."""
+"""What is measured, as processes that this run starts and ends: the yardsticks, the containers, the nodes."""
 
 import ctypes
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -16,23 +17,63 @@ from typing import Any
 
 import redis
 
+from node.store.embedded import server_binary
+
 ROOT = Path(__file__).parents[1]
 READY_S = 60.0
 STOP_S = 30.0
+SLOTS = 64  # calls of one container at once, of the nodes and of the smallest one
 CONTAINERS = ("echo-1", "echo-2", "echo-3")
+SLOW = "slow"  # takes SLOW_S
+SLOW_S = 0.05
+SINGLE = "single"  # takes SINGLE_S, and one call at a time
+SINGLE_S = 0.002
 AWAY = "away"  # a container that never comes up: its jobs wait in their lane
+
+# The nodes that are compared: the setting that makes each what it is.
+ONE_PROCESS: Mapping[str, Any] = {"server": {"workers": 0}, "runner": {"workers": 0}}
+NODES: Mapping[str, Mapping[str, Any]] = {
+    "node": ONE_PROCESS,
+    "workers": {},
+    "everysec": {**ONE_PROCESS, "embedded": {"fsync": "everysec"}},
+}
+
+DURABLE = {"appendonly": "yes", "appendfsync": "always"}
+FORGETFUL = {"appendonly": "no"}
 
 
 class Broken(Exception):
     """A subject did not start; the text says which and why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A running server. pids: its processes by what they are, for the CPU time."""
+    """A running server. roots: its processes by what they are. store: socket of its Valkey, if it has one."""
 
     port: int
-    pids: Mapping[str, int]
+    roots: Mapping[str, int]
+    store: Path | None = None
+
+    def processes(self) -> list[tuple[str, int]]:
+        """What each process is, with its id; those that a root has started are of its kind."""
+        children = _children()
+        roots = set(self.roots.values())
+        found = [(kind, pid) for kind, pid in self.roots.items()]
+        for kind, pid in found:  # grows meanwhile
+            found += [(kind, child) for child in children.get(pid, ()) if child not in roots]
+        return found
+
+
+def _children() -> dict[int, list[int]]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):  # no process, or one that has just ended
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    return children
+
+
+# The yardsticks
 
 
 def bare(directory: Path) -> AbstractContextManager[Subject]:
@@ -43,69 +84,122 @@ def echo(directory: Path) -> AbstractContextManager[Subject]:
     return _program("echo", directory)
 
 
+def slow(directory: Path, wait_s: float) -> AbstractContextManager[Subject]:
+    return _program("slow", directory, str(wait_s))
+
+
 @contextmanager
-def _program(name: str, directory: Path) -> Iterator[Subject]:
+def committed(directory: Path) -> Iterator[Subject]:
+    with valkey(directory / "committed", DURABLE) as store, _program("committed", directory, str(store[0])) as program:
+        yield Subject(port=program.port, roots={**program.roots, "server": store[1]}, store=store[0])
+
+
+def smallest(directory: Path, containers: Mapping[str, Subject]) -> AbstractContextManager[Subject]:
+    urls = {container: f"http://127.0.0.1:{subject.port}" for container, subject in containers.items()}
+    return _program("smallest", directory, str(SLOTS), json.dumps({**urls, AWAY: ""}), path="/info")
+
+
+@contextmanager
+def _program(name: str, directory: Path, *arguments: str, path: str = "/") -> Iterator[Subject]:
     port = _free_port()
-    with _process([sys.executable, "-m", f"bench.{name}", str(port)], directory / f"{name}-{port}.log") as process:
-        _until(lambda: _get(port, "/") is not None, process, name)
-        yield Subject(port, {name: process.pid})
+    command = [sys.executable, "-m", f"bench.{name}", str(port), *arguments]
+    with process(command, directory / f"{name}-{port}.log") as started:
+        _until(lambda: _get(port, path) is not None, started, name)
+        yield Subject(port=port, roots={name: started.pid})
 
 
 @contextmanager
-def node(directory: Path, echoes: Sequence[Subject]) -> Iterator[Subject]:
-    """The node as an operator starts it: defaults throughout, its containers given by URL."""
+def valkey(directory: Path, settings: Mapping[str, str]) -> Iterator[tuple[Path, int]]:
+    """A Valkey of our own: its socket, and its process."""
+    directory.mkdir(exist_ok=True)
+    path = directory / "valkey.sock"
+    all_settings = {"port": "0", "unixsocket": str(path), "dir": str(directory), "save": "", **settings}
+    words = [word for name, value in all_settings.items() for word in (f"--{name}", value)]
+    with process([str(server_binary()), *words], directory / "valkey.log") as started:
+        _until(lambda: _pings(path), started, "Valkey")
+        yield path, started.pid
+
+
+def _pings(path: Path) -> bool:
+    with suppress(redis.RedisError), redis.Redis(unix_socket_path=str(path)) as client:
+        return bool(client.ping())
+    return False
+
+
+# The nodes
+
+
+@contextmanager
+def node(directory: Path, settings: Mapping[str, Any], containers: Mapping[str, Subject]) -> Iterator[Subject]:
+    """A node as an operator starts it, its containers given by URL. settings: what is not a default."""
+    directory.mkdir()
     with ExitStack() as stack:
         unanswered = stack.enter_context(_unanswered_port())
         port = _free_port()
-        containers: list[dict[str, Any]] = [
-            {"id": container, "url": f"http://127.0.0.1:{echo.port}"}
-            for container, echo in zip(CONTAINERS, echoes, strict=True)
+        specs: list[dict[str, Any]] = [
+            {"id": name, "url": f"http://127.0.0.1:{subject.port}", "concurrency": 1 if name == SINGLE else SLOTS}
+            for name, subject in containers.items()
         ]
         # The short time-out makes the node try it ever less often, instead of all the time.
-        containers.append({"id": AWAY, "url": f"http://127.0.0.1:{unanswered}", "startup_timeout_s": 0.05})
+        specs.append({"id": AWAY, "url": f"http://127.0.0.1:{unanswered}", "startup_timeout_s": 0.05})
         data_dir = directory / "data"
         config = directory / "config.json"
-        config.write_text(json.dumps({"data_dir": str(data_dir), "server": {"port": port}, "containers": containers}))
+        server = {"max_pending": 10_000_000, **settings.get("server", {}), "port": port}
+        config.write_text(json.dumps({**settings, "data_dir": str(data_dir), "server": server, "containers": specs}))
         command = [sys.executable, "-m", "node", "serve", "--config", str(config)]
-        process = stack.enter_context(_process(command, directory / "node.log"))
-        _until(lambda: _serves(port), process, "the node")
+        started = stack.enter_context(process(command, directory / "node.log"))
+        _until(lambda: _serves(port, containers), started, "the node")
         server_pid = int((data_dir / "valkey" / "valkey.pid").read_text())
-        yield Subject(port, {"node": process.pid, "server": server_pid})
+        store = data_dir / "valkey" / "valkey.sock"
+        yield Subject(port=port, roots={"server": server_pid, "node": started.pid}, store=store)
 
 
-def server(directory: Path) -> str:
-    """The node's embedded server in its own words, so that the table does not just claim how durable it is."""
-    with redis.Redis(unix_socket_path=str(directory / "data" / "valkey" / "valkey.sock")) as client:
+def _serves(port: int, containers: Mapping[str, Subject]) -> bool:
+    """All containers but the one that never comes up are ready."""
+    info = _get(port, "/info?verbose=true")
+    states = {container["id"]: container["state"] for container in info["containers"]} if info else {}
+    return bool(states) and all(states[container] == "ready" for container in containers)
+
+
+def described(store: Path) -> str:
+    """A server in its own words, so that the table does not just claim how durable it is."""
+    with redis.Redis(unix_socket_path=str(store)) as client:
         about: Any = client.info("server")
         policy: Any = client.config_get("append*")
     version = about.get("valkey_version") or about["redis_version"]
     return f"Valkey {version}, appendonly {policy['appendonly']}, appendfsync {policy['appendfsync']}"
 
 
+# Processes
+
+
 @contextmanager
-def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        started = subprocess.Popen(
             command,
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            env={**os.environ, **(environment or {})},
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
     try:
-        yield process
+        yield started
     except BaseException as error:
         if lines := _tail(log):
             error.add_note(f"{log.name} ends with:\n{lines}")
         raise
     finally:
-        process.terminate()
+        started.terminate()
         try:
-            process.wait(STOP_S)
+            started.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            started.kill()
+            started.wait()
 
 
 def _die_with_parent() -> None:
@@ -114,21 +208,14 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _until(ready: Callable[[], bool], process: subprocess.Popen[bytes], name: str) -> None:
+def _until(ready: Callable[[], bool], started: subprocess.Popen[bytes], name: str) -> None:
     deadline = time.monotonic() + READY_S
     while not ready():
-        if process.poll() is not None:
-            raise Broken(f"{name} ended with code {process.returncode} instead of starting")
+        if started.poll() is not None:
+            raise Broken(f"{name} ended with code {started.returncode} instead of starting")
         if time.monotonic() > deadline:
             raise Broken(f"{name} was not ready after {READY_S:g} s")
         time.sleep(0.02)
-
-
-def _serves(port: int) -> bool:
-    """All containers but the one that never comes up are ready."""
-    info = _get(port, "/info?verbose=true")
-    states = {container["id"]: container["state"] for container in info["containers"]} if info else {}
-    return bool(states) and all(states[container] == "ready" for container in CONTAINERS)
 
 
 def _get(port: int, path: str) -> Any:
