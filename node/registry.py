@@ -84,8 +84,9 @@ class Container:
         self._on_change: list[Callable[[], None]] = []
 
     def stands(self, standing: Standing) -> None:
+        if standing.url != self.service.url:
+            self.service.url = standing.url
         was_ready, self.standing = self.ready, standing
-        self.service.url = standing.url
         if not standing.ready:
             self._ready.clear()
         elif not was_ready:
