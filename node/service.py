@@ -57,6 +57,7 @@ class Service:
         self._why_down = why_down
         self._url = ""
         self._peer: Peer | None = None
+        self._head = b""  # of each step's request
 
     @property
     def url(self) -> str:
@@ -64,14 +65,14 @@ class Service:
 
     @url.setter
     def url(self, url: str) -> None:
-        """Connections to where it was before are dropped. Raises `BackendError` for one that cannot be used."""
+        """ "" while it is nowhere. Connections to where it was are dropped. Raises `BackendError` for one of no use."""
         try:
-            peer = Peer(url, bearer=self.spec.bearer.get_secret_value())
+            peer = Peer(url, bearer=self.spec.bearer.get_secret_value()) if url else None
         except ValueError as error:
             raise BackendError(f"its url {masked(url)} cannot be used: {error}", retry=False) from None
         self._leave()
         self._url, self._peer = url, peer
-        self._post = peer.head("POST", "/service_output", media_type=payload.MEDIA_TYPE)
+        self._head = peer.head("POST", "/service_output", media_type=payload.MEDIA_TYPE) if peer else b""
 
     @property
     def address(self) -> str:
@@ -102,7 +103,7 @@ class Service:
         return ContainerOutput(container=self.spec.id, output=output)
 
     async def _output(self, body: bytes) -> bytes:
-        answer = await self._ask(self._post, body, self.spec.timeout_s)
+        answer = await self._post(body)
         try:
             if answer.status >= 300:
                 raise await self._refused(answer)
@@ -112,8 +113,13 @@ class Service:
         finally:
             answer.close()
 
-    async def _ask(self, head: bytes, body: bytes | None, seconds: float) -> Answer:
-        return await self._reached.ask(head, body, asyncio.get_running_loop().time() + seconds)
+    def _post(self, body: bytes) -> Awaitable[Answer]:
+        peer = self._reached
+        return peer.ask(self._head, body, asyncio.get_running_loop().time() + self.spec.timeout_s)
+
+    def _get(self, path: str, query: dict[str, str], seconds: float) -> Awaitable[Answer]:
+        peer = self._reached
+        return peer.ask(peer.head("GET", path, query), None, asyncio.get_running_loop().time() + seconds)
 
     @property
     def _reached(self) -> Peer:
@@ -134,7 +140,8 @@ class Service:
         if answer.headers.get(b"content-type") != JSON and not payload.is_json(
             content_type := answer.header(b"content-type")
         ):
-            raise StepFailed(f"{self._name}: answered {content_type or 'no content type'}, not JSON: {_excerpt(raw)}")
+            said = content_type[:EXCERPT_CHARS] or "no content type"
+            raise StepFailed(f"{self._name}: answered {said}, not JSON: {_excerpt(raw)}")
         try:
             payload.check(raw)
         except payload.NotStrict as error:
@@ -143,11 +150,13 @@ class Service:
     async def stream(self, data: bytes, *, requires_proof: bool) -> AsyncGenerator[bytes, None]:
         """The bytes that the container sends, as they come. Raises `StepFailed`."""
         try:
-            answer = await self._ask(self._post, _body(data, Location.STREAM, requires_proof), self.spec.timeout_s)
+            answer = await self._post(_body(data, Location.STREAM, requires_proof))
             try:
                 if answer.status != 200:
                     raise await self._refused(answer)
-                async for part in self._parts(answer):
+                size = 0
+                while part := await self._more(answer, size):
+                    size += len(part)
                     yield part
             finally:
                 answer.close()
@@ -169,7 +178,7 @@ class Service:
         """
         query = {} if model_id is None else {"model_id": model_id}
         try:
-            answer = await self._ask(self._reached.head("GET", "/service-resources", query), None, RESOURCES_S)
+            answer = await self._get("/service-resources", query, RESOURCES_S)
             try:
                 return payload.check(await self._read(answer)) if answer.status == 200 else None
             finally:
@@ -180,7 +189,7 @@ class Service:
     async def answers(self) -> bool:
         """Is it up: does it answer HTTP at all."""
         try:
-            answer = await self._ask(self._reached.head("GET", "/"), None, PROBE_S)
+            answer = await self._get("/", {}, PROBE_S)
         except (Broken, Unreachable, TimeoutError):
             return False
         answer.close()
@@ -189,21 +198,24 @@ class Service:
     async def _read(self, answer: Answer) -> bytes:
         raw = answer.whole()
         if raw is None:
-            return b"".join([part async for part in self._parts(answer)])
+            parts = []
+            size = 0
+            while part := await self._more(answer, size):
+                parts.append(part)
+                size += len(part)
+            return b"".join(parts)
         if len(raw) > self.spec.max_output_bytes:
             raise StepFailed(self._too_long)
         return raw
 
-    async def _parts(self, answer: Answer) -> AsyncGenerator[bytes, None]:
-        """The body as it comes. Raises `StepFailed` when it is over the limit, if it says so before it comes."""
-        size = 0
+    async def _more(self, answer: Answer, size: int) -> bytes:
+        """What comes after the first `size` bytes. Raises `StepFailed` when it is over the limit, or will be."""
         if answer.length > self.spec.max_output_bytes:
             raise StepFailed(self._too_long)
-        while part := await answer.more():
-            size += len(part)
-            if size > self.spec.max_output_bytes:
-                raise StepFailed(self._too_long)
-            yield part
+        part = await answer.more()
+        if size + len(part) > self.spec.max_output_bytes:
+            raise StepFailed(self._too_long)
+        return part
 
     def _failure(self, error: StepFailed | Broken | Unreachable) -> StepFailed:
         if isinstance(error, Unreachable):

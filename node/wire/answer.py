@@ -111,9 +111,9 @@ class Answer:
         self._held = 0
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _news(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
+    def _news(self) -> asyncio.Future[None]:
+        self._waiter = waiter = asyncio.get_running_loop().create_future()
+        return waiter
 
     # What the connection tells. Only it calls these.
 

@@ -16,6 +16,7 @@ import pytest
 
 from node.config import ContainerSpec
 from node.errors import BackendError
+from node.jobs import ContainerError
 from node.service import Service
 from node.wire import Answer, Broken, Peer, Unreachable, peer
 from tests.api.test_tls import certificate
@@ -593,8 +594,12 @@ async def test_a_new_url_ends_what_led_to_the_old_one() -> None:
                 await old.until_closed()
                 await service.call(b"{}", requires_proof=False)
                 assert server.now == 1
-        service.url = "http://127.0.0.1:1"
+        service.url = ""
         await new.until_closed()
+        nowhere = await service.call(b"{}", requires_proof=False)
+        assert nowhere == ContainerError(
+            container="box", error="container 'box': cannot connect: it has no address yet"
+        )
     assert (old.accepted, new.accepted, len(asked)) == (1, 2, 3)
 
 
