@@ -1,6 +1,5 @@
 """The command `stoker`. Each command imports what it needs when it runs, so that `--help` is quick."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ app = typer.Typer(
     name="stoker",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # help in frames takes twice the time of all else
     pretty_exceptions_enable=False,
 )
 app.add_typer(config_app, name="config")
@@ -69,7 +69,7 @@ def serve(
         raise typer.Exit(1) from None
 
 
-@app.command()
+@app.command(short_help="Look for what is wrong, and say what to do.")
 def doctor(
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -80,7 +80,7 @@ def doctor(
     raise typer.Exit(run_doctor(config, as_json=as_json))
 
 
-@app.command()
+@app.command(short_help="Run one job through three real services.")
 def demo(
     config: Annotated[Path, typer.Option("--config", "-c", help="Its containers are the chain.")] = Path(
         "containers/demo.json"
@@ -102,6 +102,8 @@ def demo(
 
 def _announce(url: str, config: "Config") -> None:
     """The address, and three lines to try it by."""
+    import json
+
     first = next((spec.id for spec in config.containers if spec.external), None)
     typer.echo(f"stoker listens on {url}\n  curl '{url}/info?verbose=true'")
     if first:

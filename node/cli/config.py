@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 MARKER = "<!-- From here on written by `stoker config docs FILE`; change node/config/models.py instead. -->\n"
 
-config_app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True)
+config_app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True, rich_markup_mode=None)
 File = Annotated[Path | None, typer.Argument(help="Configuration file; found as `serve` finds it when not given.")]
 
 

@@ -1,6 +1,5 @@
 """`stoker keys`: who may ask the node. Works on the store that the configuration names, whether a node runs or not."""
 
-import asyncio
 import json
 import re
 import time
@@ -20,7 +19,7 @@ T = TypeVar("T")
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
-keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file.", show_default=False)]
 DataDirOption = Annotated[Path | None, typer.Option(help="Where the node keeps its files, instead of the file's.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -105,6 +104,7 @@ def revoke(
 
 def _on_store(config: Path | None, data_dir: Path | None, ask: "Callable[[Access], Awaitable[T]]") -> T:
     """Ask the store's keys; what goes wrong is told in one line and ends the command."""
+    import asyncio
     import os
 
     from node import log
