@@ -11,7 +11,7 @@ RESULTS := .stoker/bench
 UV := $(shell sed -n 's/^\(uv==[^ ;]*\).*/\1/p' $(LOCK))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check test bench bench-peers lock clean
+.PHONY: help setup demo run check test bench bench-growth bench-peers lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -45,6 +45,9 @@ test: $(READY) ## all tests; what this machine cannot run is listed at the end
 
 bench: $(READY) ## the node beside a bare handler, the smallest node and other queues, with ratios; 3 rounds
 	$(BIN)/python -m bench --json $(RESULTS)/comparison.json --plot $(RESULTS)/comparison.svg
+
+bench-growth: $(READY) ## the node with up to a million finished jobs in its store
+	$(BIN)/python -m bench.growth --json $(RESULTS)/growth.json --plot $(RESULTS)/growth.svg
 
 # Each in an environment of its own: they need different versions of the same packages.
 bench-peers: $(READY) ## install arq, saq and taskiq for `make bench`, and matplotlib for its plots

@@ -17,6 +17,9 @@
     machine     what it ran on
     report      the tables, and the JSON file
     plot        the same as a picture
+    printed     how figures are printed and written
+    growth      a run of its own: the node with ever more jobs in its store
+    kept        fills a store with jobs that have ended
 
 A new subject is a function in `subjects`; a new measure is a function in `measures` or `latency`, a line in `rounds`
 and a row in `report`.

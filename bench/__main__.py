@@ -6,16 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
 
-from bench import machine, plot, report, rounds, subjects
+from bench import machine, plot, printed, report, rounds, subjects
 from bench.jobs import Wrong
 from bench.measures import Figures
 
 QUICK_S = 0.5
-PRINTED_CHARS = 180
 
 
 def main(
@@ -37,11 +34,10 @@ def main(
     except (Wrong, subjects.Broken) as error:
         typer.echo("\n".join((f"bench: {error}", *getattr(error, "__notes__", ()))), err=True)
         raise typer.Exit(1) from None
-    Console(width=None if sys.stdout.isatty() else PRINTED_CHARS).print(report.tables(taken, facts))
+    printed.show(report.tables(taken, facts))
     document = report.document(taken, facts, seconds)
     if json:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+        printed.write(document, json)
     if draw:
         plot.draw("comparison", document, draw)
 

@@ -190,16 +190,25 @@ def poll(ids: int) -> Measure:
         with Connection(running.port(name)) as connection:
             sent = Batches(chain, running.chain_jobs // BATCH).send(running.port(name))
             client.collect(connection, list(sent))
-        known = list(sent)
-        asked = [random.choices(known, k=ids) for _ in range(POLLS)]
-        requests = [(place, client.query(each, intermediate="true")) for place, each in enumerate(asked)]
-        turns = itertools.count()
-        with running.clock(name) as clock:
-            answers = load.flood(
-                running.port(name), CONNECTIONS, lambda: requests[next(turns) % POLLS], seconds=running.seconds
-            )
-        for place, reply in answers:
-            jobs.check_done(reply, asked[place], sent, chain)
-        return rate(len(answers), clock)
+        return polls(running, name, sent, ids)
 
     return measure
+
+
+def polls(running: Running, name: str, sent: Mapping[str, int], ids: int, source: str = load.LOCAL) -> Figures:
+    """Results of so many of these jobs in one request, at random. source: the caller whose they are."""
+    known = list(sent)
+    asked = [random.choices(known, k=ids) for _ in range(POLLS)]
+    requests = [(place, client.query(each, intermediate="true")) for place, each in enumerate(asked)]
+    turns = itertools.count()
+    with running.clock(name) as clock:
+        answers = load.flood(
+            running.port(name),
+            CONNECTIONS,
+            lambda: requests[next(turns) % POLLS],
+            seconds=running.seconds,
+            source=source,
+        )
+    for place, reply in answers:
+        jobs.check_done(reply, asked[place], sent, CONTAINERS[:1])
+    return rate(len(answers), clock)

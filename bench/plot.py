@@ -85,7 +85,46 @@ def _bars(axes: Any, rounds: Sequence[Any], group: str, name: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-DRAWN = {"comparison": comparison}
+def growth(document: Document) -> Any:
+    """By the number of jobs kept: rates as shares of those with few jobs; memory; how long reading takes."""
+    import matplotlib.pyplot as plt
+
+    sizes = document["sizes"]
+    at = [size["jobs"] for size in sizes]
+    figure, (rates, memory, reads) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for name, label in (("submit", "submit"), ("poll", "poll of 1 id"), ("run", "end to end, chain of 1")):
+        shares = [_shares(size["rates"][name]) for size in sizes]
+        line = rates.plot(at, [statistics.median(each) for each in shares], marker="o", label=label)[0]
+        rates.fill_between(at, *zip(*((min(each), max(each)) for each in shares), strict=True), alpha=0.15, lw=0)
+        line.set_markersize(4)
+    rates.axhline(0.9, color="#555555", lw=0.8, ls=":")
+    rates.set_ylim(0, 1.4)
+    rates.set_title("rates, as shares of those with 1,000 jobs", fontsize=10, loc="left")
+    memory.plot(at, [size["bytes_per_job"] for size in sizes], marker="o", label="store, bytes per job")
+    memory.plot(at, [size["resident_bytes"] / 2**20 for size in sizes], marker="o", label="node, resident MiB")
+    memory.set_ylim(0)
+    memory.set_title("memory", fontsize=10, loc="left")
+    reads.plot(at, [size["page_ms"] for size in sizes], marker="o", label="a page of 100 results")
+    reads.plot(
+        at, [size["listed_ms"] / size["listed"] * 1000 for size in sizes], marker="o", label="1,000 ids of a list"
+    )
+    reads.set_ylim(0)
+    reads.set_title("reading on an idle node, ms", fontsize=10, loc="left")
+    for axes in (rates, memory, reads):
+        axes.set_xscale("log")
+        axes.set_xlabel("finished jobs kept", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.legend(fontsize=8, frameon=False)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure
+
+
+def _shares(rates: Mapping[str, Sequence[float]]) -> list[float]:
+    return [many / few for few, many in zip(rates["few"], rates["many"], strict=True)]
+
+
+DRAWN = {"comparison": comparison, "growth": growth}
 
 
 def main(what: str, file: str) -> None:

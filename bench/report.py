@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from bench.client import BATCH, CONNECTIONS
 from bench.goals import GOALS
+from bench.printed import machine_text, new_table, spread_text
 from bench.rounds import PEERS, Round, Spread, figure
 from bench.subjects import SLOTS
 
@@ -76,7 +75,7 @@ COUNTS = {
 
 
 def tables(rounds: Sequence[Round], machine: Machine) -> RenderableType:
-    parts = [_machine(machine), _comparison(rounds), _goals(rounds), _cpu(rounds), _counts(rounds), _peers(rounds)]
+    parts = [machine_text(machine), _comparison(rounds), _goals(rounds), _cpu(rounds), _counts(rounds), _peers(rounds)]
     return Group(*(part for each in parts if each for part in (each, "")))
 
 
@@ -101,18 +100,10 @@ def document(rounds: Sequence[Round], machine: Machine, seconds: float) -> dict[
     }
 
 
-def _machine(machine: Machine) -> Text:
-    return Text(
-        "{cores} cores ({processor}), Python {python}, {libraries}\n"
-        "{server}; one sync takes {sync_ms} ms on this {file_system}; "
-        "load of the machine before the run: {load_before}".format_map(machine)
-    )
-
-
 def _comparison(rounds: Sequence[Round]) -> Table | None:
     title = f"{CONNECTIONS} connections, {SLOTS} slots, median of {len(rounds)} rounds (lowest to highest)"
     shown = {heading: subjects for heading, subjects in COLUMNS.items() if _measured(rounds, subjects)}
-    table = _table(title, "measure", *shown)
+    table = new_table(title, "measure", *shown)
     for row in ROWS:
         spreads = [
             next((found for each in subjects if (found := figure(rounds, row.group, each, row.figure))), None)
@@ -127,18 +118,20 @@ def _measured(rounds: Sequence[Round], subjects: Sequence[str]) -> bool:
 
 
 def _goals(rounds: Sequence[Round]) -> Table | None:
-    table = _table("What should be reached; each figure is from within one round", "", "figure", "wanted", "")
+    table = new_table("What should be reached; each figure is from within one round", "", "figure", "wanted", "")
     for goal in GOALS:
         if found := goal.over(rounds):
             wanted = f"{'at most' if goal.most else 'at least'} {goal.wanted:g}"
-            table.add_row(goal.title, _shown(found, goal.digits), wanted, "yes" if goal.reached(found.median) else "NO")
+            table.add_row(
+                goal.title, spread_text(found, goal.digits), wanted, "yes" if goal.reached(found.median) else "NO"
+            )
     return table if table.row_count else None
 
 
 def _cpu(rounds: Sequence[Round]) -> Table | None:
     """Of the subject itself, and of its server."""
     shown = [subject for subject in CPU_SUBJECTS if _measured(rounds, [subject])]
-    table = _table("CPU time per job or poll, microseconds: all processes (of it Valkey)", "load", *shown)
+    table = new_table("CPU time per job or poll, microseconds: all processes (of it Valkey)", "load", *shown)
     for group, title in CPU.items():
         cells = [_own(rounds, group, subject) for subject in shown]
         if any(cells):
@@ -157,7 +150,9 @@ def _own(rounds: Sequence[Round], group: str, subject: str) -> str:
 
 def _counts(rounds: Sequence[Round]) -> Table | None:
     headings = {"node": "node, one process", "workers": "node, all workers"}
-    table = _table("What a job of a chain of 3 costs the store under load", "per job, all included", *headings.values())
+    table = new_table(
+        "What a job of a chain of 3 costs the store under load", "per job, all included", *headings.values()
+    )
     for name, title in COUNTS.items():
         _add(table, title, [figure(rounds, "chain3", subject, f"{name}_per_job") for subject in headings], 2)
     return table if table.row_count else None
@@ -165,7 +160,7 @@ def _counts(rounds: Sequence[Round]) -> Table | None:
 
 def _peers(rounds: Sequence[Round]) -> Table | None:
     """The other job queues, where they are installed."""
-    table = _table("Other job queues, their store in memory only", "", "sent/s", "end to end jobs/s, chain of 1")
+    table = new_table("Other job queues, their store in memory only", "", "sent/s", "end to end jobs/s, chain of 1")
     for peer in PEERS:
         queue, _, workers = peer.partition("-")
         spreads = [figure(rounds, "enqueue", peer, "per_s"), figure(rounds, "chain1", peer, "per_s")]
@@ -173,19 +168,6 @@ def _peers(rounds: Sequence[Round]) -> Table | None:
     return table if table.row_count else None
 
 
-def _table(title: str, first: str, *headings: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column(first, no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
 def _add(table: Table, title: str, spreads: Sequence[Spread | None], digits: int) -> None:
     if any(spreads):
-        table.add_row(title, *(_shown(each, digits) if each else "" for each in spreads))
-
-
-def _shown(of: Spread, digits: int) -> str:
-    median, low, high = (f"{value:,.{digits}f}" for value in (of.median, of.low, of.high))
-    return median if of.low == of.high else f"{median} ({low}-{high})"
+        table.add_row(title, *(spread_text(each, digits) if each else "" for each in spreads))
