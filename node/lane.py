@@ -1,11 +1,13 @@
 """The lane of one container on this node: takes its steps from the queue, as many at a time as it has slots.
 
 A lane asks the store when something may be there: this process queued a step (told at once), a slot became free while
-more was waiting, or the lane's waiter saw an entry that another process queued.
+more was waiting, or the lane's waiter saw an entry that another process queued. So that a quick container does not
+stand still while the store is asked, some steps more are taken than there are slots: about as many as end meanwhile.
 """
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections import Counter
@@ -19,7 +21,7 @@ from node.errors import Unavailable, readable
 from node.jobs import Claim, ContainerError, ContainerOutput, ContainerResult, State
 from node.metrics import Metrics
 from node.registry import Container
-from node.store import Store, insist
+from node.store import Store, Tails, insist
 
 log = structlog.get_logger()
 
@@ -27,6 +29,8 @@ WAIT_S = 5.0  # one blocking read; also how soon a lost group or entry is notice
 REPEAT_FIRST_S = 0.2  # before a call is repeated; then longer each time
 REPEAT_FACTOR = 4
 RETRY_S = 0.5  # after a claim or a wait that the store did not answer
+PATIENCE_S = 1.0  # for a slot of a step that was taken ahead
+LATEST = 0.2  # weight of the latest duration in a mean
 
 
 class Lane:
@@ -36,17 +40,22 @@ class Lane:
         self._target = target
         self._store = store
         self._retries = metrics.retries.labels(self.container)
-        self._free = slots
+        self._slots = slots
+        self._slot = asyncio.Semaphore(slots)
         self._share = (slots + 1) // 2  # of the slots, for one caller's streams
-        self._holders: Counter[str] = Counter()  # how many each caller's streams hold
+        self._holders: Counter[str] = Counter()  # how many each caller's streams hold or wait for
         self._maybe_more = True
         self._look = asyncio.Event()
         self._freed = asyncio.Event()
-        self._tail: asyncio.Queue[str] = asyncio.Queue(maxsize=1)
+        self._tails: Tails | None = None  # where the lane was last found empty
+        self._seen: Tails | None = None  # by the waiter, since the last claim began
+        self._wait = asyncio.Event()
         self._open = True
         self._running: dict[asyncio.Task[None], Claim] = {}
-        self._calling: set[str] = set()  # entries of the claims that hold a slot
+        self._calling: set[str] = set()  # entries of the claims whose calls have not ended
         self._streams: dict[asyncio.Task[Any], str] = {}  # whoever holds a slot for a job that is in no lane
+        self._claim_s = 0.0  # what a claim takes
+        self._call_s = math.inf  # what a call takes
         store.on_queued(self.container, self._told)
         target.on_ready(self._look.set)
 
@@ -60,7 +69,7 @@ class Lane:
         async with asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(self._wait_for_others(), name=f"wait-{self.container}")
             while self._open:
-                if self._free > 0 and self._maybe_more and self._target.ready:
+                if self._room > 0 and self._more and self._target.ready:
                     await self._take(tasks)
                 else:
                     self._look.clear()
@@ -69,6 +78,17 @@ class Lane:
             while self._streams:
                 self._freed.clear()
                 await self._freed.wait()
+
+    @property
+    def _more(self) -> bool:
+        """May there be steps to take. What this process queued itself the waiter sees as well, mostly too late."""
+        return self._maybe_more or (self._seen is not None and self._seen.beyond(self._tails))
+
+    @property
+    def _room(self) -> int:
+        """For how many more claims: each slot has one, and those that a claim's time frees have another."""
+        ahead = self._slots * min(1.0, self._claim_s / self._call_s)
+        return self._slots + round(ahead) - len(self._streams) - len(self._calling)
 
     def close(self) -> None:
         """Take nothing more."""
@@ -98,76 +118,78 @@ class Lane:
         The task that holds it is cancelled by `abort`.
         """
         await self._target.until_ready()
-        while not self._free or self._holders[caller] >= self._share:
+        while self._holders[caller] >= self._share:
             self._freed.clear()
             await self._freed.wait()
-        task = asyncio.current_task()
-        if task is None or not self._open:
-            raise Unavailable("The node is shutting down")
-        self._free -= 1
-        self._streams[task] = job_id
         self._holders[caller] += 1
         try:
-            yield
+            async with self._slot:
+                task = asyncio.current_task()
+                if task is None or not self._open:
+                    raise Unavailable("The node is shutting down")
+                self._streams[task] = job_id
+                try:
+                    yield
+                finally:
+                    del self._streams[task]
         finally:
-            del self._streams[task]
             self._holders -= Counter([caller])  # and what is 0 is dropped
-            self._leave(1)
+            self._leave()
 
     def _told(self) -> None:
         self._maybe_more = True
         self._look.set()
 
-    def _leave(self, slots: int) -> None:
-        self._free += slots
+    def _leave(self) -> None:
         self._freed.set()
         self._look.set()
 
     async def _take(self, tasks: asyncio.TaskGroup) -> None:
-        self._maybe_more = False  # before the call: who queues during it sets it again
-        slots, self._free = self._free, 0  # a stream that starts meanwhile must not take them
+        self._maybe_more, self._seen = False, None  # before the call: who queues during it sets them again
+        began = time.monotonic()
         try:
-            claims, tail = await self._store.claim(self.container, slots)
+            claims, tails = await self._store.claim(self.container, self._room)
         except Unavailable:
             self._maybe_more = True
-            self._leave(slots)
             await asyncio.sleep(RETRY_S)
             return
-        self._leave(slots - len(claims))
+        self._claim_s += LATEST * (time.monotonic() - began - self._claim_s)
         for claim in claims:
             self._calling.add(claim.entry)
-            task = tasks.create_task(self._run(claim), name=f"step-{claim.job_id}-{claim.step}")
+            task = tasks.create_task(self._run(claim), name=claim.job_id)
             self._running[task] = claim
             task.add_done_callback(self._ended)
-        if tail:
-            self._wait_from(tail)
-        else:
+        if tails is None:
             self._maybe_more = True
+        else:
+            self._tails = tails
+            self._wait.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._free_slot(self._running.pop(task))
+        self._let_go(self._running.pop(task))
 
-    def _free_slot(self, claim: Claim) -> None:
+    def _let_go(self, claim: Claim) -> None:
         if claim.entry in self._calling:
             self._calling.remove(claim.entry)
-            self._leave(1)
-
-    def _wait_from(self, tail: str) -> None:
-        with contextlib.suppress(asyncio.QueueEmpty):
-            self._tail.get_nowait()
-        self._tail.put_nowait(tail)
+            self._leave()
 
     async def _wait_for_others(self) -> None:
         """Look again when another process has queued something, and once in a while in any case."""
         waiter = self._store.waiter(self.container)
         try:
             while True:
-                tail = await self._tail.get()
+                await self._wait.wait()
+                self._wait.clear()
                 try:
-                    await waiter.wait(tail, WAIT_S)
+                    self._seen = await waiter.wait(self._tails or Tails(), WAIT_S)
                 except Unavailable:
                     await asyncio.sleep(RETRY_S)
-                self._told()
+                if self._seen is None:
+                    self._told()
+                elif self._more:
+                    self._look.set()
+                else:
+                    self._wait.set()
         finally:
             await waiter.close()
 
@@ -180,8 +202,16 @@ class Lane:
     async def _step(self, claim: Claim) -> None:
         began = time.monotonic()
         try:
-            result = _placed(claim, await self._outcome(claim))
-            self._free_slot(claim)  # the next claim travels with this outcome
+            if not await self._turn():
+                await self._hand_back(claim)
+                return
+            try:
+                began = time.monotonic()
+                result = _placed(claim, await self._outcome(claim))
+                self._note_call(time.monotonic() - began)
+            finally:
+                self._slot.release()
+            self._let_go(claim)  # the next claim travels with this outcome
             state = await insist(lambda: self._store.finish(claim, result))
         except asyncio.CancelledError:
             await self._hand_back(claim)
@@ -189,6 +219,19 @@ class Lane:
         if isinstance(result, ContainerError):
             self._target.note_failed_step()
         _log_step(claim, result, state, time.monotonic() - began)
+
+    async def _turn(self) -> bool:
+        """Wait for a slot; False when it takes so long that another node may be quicker."""
+        if not self._slot.locked():
+            return await self._slot.acquire()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await self._slot.acquire()
+        except TimeoutError:
+            return False
+
+    def _note_call(self, took_s: float) -> None:
+        self._call_s = took_s if self._call_s == math.inf else self._call_s + LATEST * (took_s - self._call_s)
 
     async def _outcome(self, claim: Claim) -> ContainerResult:
         """Whatever happens: a fault of ours in one step is the end of that job, and of nothing else."""

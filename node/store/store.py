@@ -25,7 +25,7 @@ from node.store.limit import Limit
 from node.store.reader import Reader, Wanted
 from node.store.records import Bounds, BrokenRecord, Change
 from node.store.server import Facts, facts
-from node.store.waiter import Waiter
+from node.store.waiter import Tails, Waiter
 
 log = structlog.get_logger()
 
@@ -280,9 +280,9 @@ class Store:
         if told:
             told()
 
-    async def claim(self, container: str, count: int) -> tuple[list[Claim], str]:
-        """Begin up to `count` waiting steps of a lane. With them its tail: "" while there may be more steps,
-        else the place to `wait` from."""
+    async def claim(self, container: str, count: int) -> tuple[list[Claim], Tails | None]:
+        """Begin up to `count` waiting steps of a lane. With them its tails, to `wait` from; None while there may be
+        more steps."""
         operation = ((keys.lane(container), keys.bulk(container)), (self.name, min(count, CLAIMS)))
         ((tail, *rows),) = await self._commit.run(CLAIM, [operation])
         claims = []
@@ -291,7 +291,7 @@ class Store:
                 claims.append(records.claim(*row))
             except BrokenRecord:
                 await self._bury(row[1].decode(errors="replace"), container)
-        return claims, tail.decode()
+        return claims, Tails.read(tail) if tail else None
 
     async def input(self, claim: Claim) -> bytes | None:
         """What a step runs on. None when it is gone from the record."""

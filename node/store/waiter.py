@@ -1,12 +1,34 @@
 """The blocking read by which a lane learns of entries that other processes queue."""
 
 import asyncio
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import redis.asyncio
 from redis import exceptions
 
 from node.store.commit import unavailable
+
+Place = tuple[int, int]
+"""Id of a stream's entry: milliseconds, number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tails:
+    """How far a lane and its bulk queue are known: the last entries that they had."""
+
+    lane: Place = (0, 0)
+    bulk: Place = (0, 0)
+
+    @classmethod
+    def read(cls, text: bytes) -> Self:
+        """`1-2 3-4`"""
+        lane, bulk = text.split()
+        return cls(lane=_place(lane), bulk=_place(bulk))
+
+    def beyond(self, other: "Tails | None") -> bool:
+        """Is something here that is not there."""
+        return other is None or self.lane > other.lane or self.bulk > other.bulk
 
 
 class Waiter:
@@ -17,14 +39,28 @@ class Waiter:
         self._streams = streams
         self._grace_s = grace_s
 
-    async def wait(self, tail: str, seconds: float) -> None:
-        """Return when the lane has an entry later than `tail`, as a claim gave it, or after `seconds`."""
-        places: dict[Any, Any] = dict(zip(self._streams, tail.split(), strict=True))
+    async def wait(self, tails: Tails, seconds: float) -> Tails | None:
+        """Return when the lane has an entry later than `tails`, as a claim gave them: how far it is then. None after
+        `seconds` without one."""
+        places: dict[Any, Any] = dict(zip(self._streams, map(_text, (tails.lane, tails.bulk)), strict=True))
         try:
             async with asyncio.timeout(seconds + self._grace_s):
-                await self._client.xread(places, count=1, block=int(seconds * 1000))
+                found: Any = await self._client.xread(places, count=1, block=int(seconds * 1000))
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             raise unavailable(error) from error
+        for stream, rows in found or ():
+            kind = "lane" if stream == self._streams[0].encode() else "bulk"
+            tails = replace(tails, **{kind: _place(rows[-1][0])})
+        return tails if found else None
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def _place(text: bytes) -> Place:
+    milliseconds, _, number = text.partition(b"-")
+    return int(milliseconds), int(number)
+
+
+def _text(place: Place) -> str:
+    return f"{place[0]}-{place[1]}"

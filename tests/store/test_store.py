@@ -10,7 +10,7 @@ import redis
 
 from node.errors import Unavailable
 from node.jobs import Claim, ContainerError, State
-from node.store import Store
+from node.store import Store, Tails
 from tests.store.support import ME, OTHER, accept, claimed, output, request, state_of, submitted
 from tests.support import RedisServer, eventually
 
@@ -51,7 +51,7 @@ async def test_an_error_ends_the_job_and_keeps_what_was_before_it(store: Store) 
     (job,) = await store.get([job_id], intermediate=True)
     assert job is not None
     assert (job.result, job.intermediate) == (error, (output("a"),))
-    assert await store.claim("c", 5) == ([], "0-0 0-0")
+    assert await store.claim("c", 5) == ([], Tails())
 
 
 async def test_a_chain_may_name_a_container_twice(store: Store) -> None:
@@ -74,8 +74,9 @@ async def test_a_lane_is_first_in_first_out(store: Store) -> None:
     ids = await accept(store, [request("a")] * 20)
     claims, tail = await store.claim("a", 20)
     assert [claim.job_id for claim in claims] == ids
-    assert tail == ""  # as many as asked for: there may be more
-    assert await store.claim("a", 1) == ([], f"{claims[-1].entry} 0-0")
+    assert tail is None  # as many as asked for: there may be more
+    last, number = map(int, claims[-1].entry.split("-"))
+    assert await store.claim("a", 1) == ([], Tails(lane=(last, number)))
 
 
 async def test_a_finished_step_is_not_finished_twice(store: Store) -> None:
@@ -191,7 +192,7 @@ async def test_a_job_that_no_lane_runs_is_listed_until_it_is_ended(store: Store,
     assert await store.left_streams(store.name) == []
     async with Store(server.url, node_id="n1") as later_life:
         assert await later_life.left_streams("n1") == ["s-1"]
-    assert await store.claim("a", 5) == ([], "0-0 0-0")
+    assert await store.claim("a", 5) == ([], Tails())
     assert await store.end("s-1", State.SUCCEEDED, output("a")) is State.RUNNING
     async with Store(server.url, node_id="n1") as later_life:
         assert await later_life.left_streams("n1") == []
