@@ -196,6 +196,8 @@ class Commit:
         if self._connection is None:
             self._connection = await self._client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
         connection = self._connection
+        if not connection.is_connected:
+            await connection.connect()
         await connection.send_packed_command(b"".join(_packed(words) for words in commands))
         return [await self._reply(connection, words[0]) for words in commands]
 
@@ -209,8 +211,10 @@ class Commit:
         """Give the server scripts that it lacks: it was restarted, or somebody flushed them."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._exchange([("SCRIPT LOAD", missing.text) for missing in scripts])
-                self._metrics.scripts_loaded.inc(len(scripts))
+                replies = await self._exchange([("SCRIPT LOAD", missing.text) for missing in scripts])
+            if error := next((each for each in replies if isinstance(each, Exception)), None):
+                raise error
+            self._metrics.scripts_loaded.inc(len(scripts))
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             self._fail(list(self._waiting), error)
 
