@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
 
 from bench import jobs, load
 from bench.jobs import Wrong
-from bench.load import LOCAL, Connection
+from bench.load import Connection
 
 CONNECTIONS = 64
 BATCH = 1000
@@ -23,14 +25,16 @@ Sent = dict[str, int]
 """Jobs by their ids: the number that each was made from."""
 
 
-def post_jobs(port: int, chain: Sequence[str], seconds: float, source: str = LOCAL) -> list[tuple[int, bytes]]:
+def post_jobs(
+    port: int, chain: Sequence[str], seconds: float, clock: AbstractContextManager[Any]
+) -> list[tuple[int, bytes]]:
     """Single jobs at full load, for so long; all answers, each with its job's number."""
 
     def make() -> tuple[int, bytes]:
         number = jobs.number()
         return number, load.post("/api/jobs", jobs.job(chain, number))
 
-    return load.flood(port, CONNECTIONS, make, seconds=seconds, source=source)
+    return load.flood(port, CONNECTIONS, make, seconds=seconds, clock=clock)
 
 
 def accepted(answers: Sequence[tuple[int, bytes]]) -> Sent:
@@ -47,13 +51,13 @@ class Batches:
         bodies = [jobs.batch(chain, of) for of in self._numbers]
         self._requests = enumerate(load.post("/api/jobs/batch", body) for body in bodies)
 
-    def send(self, port: int, source: str = LOCAL) -> Sent:
+    def send(self, port: int) -> Sent:
         """Send all of them; the jobs."""
-        return self.accepted(load.flood(port, BATCH_CONNECTIONS, lambda: next(self._requests, None), source=source))
+        return self.accepted(load.flood(port, BATCH_CONNECTIONS, lambda: next(self._requests, None)))
 
-    def flood(self, port: int, seconds: float) -> list[tuple[int, bytes]]:
+    def flood(self, port: int, seconds: float, clock: AbstractContextManager[Any]) -> list[tuple[int, bytes]]:
         """Send for so long, or until there is none left; the answers."""
-        return load.flood(port, BATCH_CONNECTIONS, lambda: next(self._requests, None), seconds=seconds)
+        return load.flood(port, BATCH_CONNECTIONS, lambda: next(self._requests, None), seconds=seconds, clock=clock)
 
     def accepted(self, answers: Sequence[tuple[int, bytes]]) -> Sent:
         sent: Sent = {}

@@ -11,8 +11,8 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Self
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Self
 
 from bench.jobs import Wrong
 
@@ -99,16 +99,25 @@ def _length(answer: bytes, end: int) -> int:
 
 
 def flood(
-    port: int, connections: int, make: Make, *, seconds: float = math.inf, source: str = LOCAL
+    port: int,
+    connections: int,
+    make: Make,
+    *,
+    seconds: float = math.inf,
+    source: str = LOCAL,
+    clock: AbstractContextManager[Any] | None = None,
 ) -> list[tuple[int, bytes]]:
-    """Send what `make` gives, for so long or until it gives no more; all answers, each with the tag of its request."""
+    """Send what `make` gives, for so long or until it gives no more; all answers, each with the tag of its request.
+
+    clock: entered when the connections are open, and left with the last answer.
+    """
     answers: list[tuple[int, bytes]] = []
     selector = selectors.DefaultSelector()
     opened = [Connection(port, source) for _ in range(connections)]
     try:
         for connection in opened:
             selector.register(connection, selectors.EVENT_READ, connection)
-        with collector_off():
+        with collector_off(), clock or nullcontext():
             _exchange(selector, opened, time.perf_counter() + seconds, make, answers)
             return answers
     finally:
@@ -149,6 +158,9 @@ def _exchange(
 @contextmanager
 def collector_off() -> Iterator[None]:
     """No pause of the generator's own garbage collector while the clock runs."""
+    if not gc.isenabled():  # within another one
+        yield
+        return
     gc.collect()
     gc.disable()
     try:

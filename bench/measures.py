@@ -51,7 +51,7 @@ class Running:
     @property
     def chain_jobs(self) -> int:
         """Jobs of an end-to-end measure, in whole batches."""
-        return max(1, round(self.seconds * 1.5)) * BATCH
+        return max(1, round(self.seconds * 2)) * BATCH
 
 
 Measure = Callable[[Running, str], Figures]
@@ -71,15 +71,15 @@ def rate(count: int, clock: Clock) -> Figures:
 
 def post(running: Running, name: str) -> Figures:
     """Jobs to a handler that answers an id and does no more."""
-    with running.clock(name) as clock:
-        answers = client.post_jobs(running.port(name), CONTAINERS[:1], running.seconds)
+    clock = running.clock(name)
+    answers = client.post_jobs(running.port(name), CONTAINERS[:1], running.seconds, clock)
     return rate(len(client.accepted(answers)), clock)
 
 
 def post_committed(running: Running, name: str) -> Figures:
     """The same, and each job is then found in the server with its data."""
-    with running.clock(name) as clock:
-        answers = client.post_jobs(running.port(name), CONTAINERS[:1], running.seconds)
+    clock = running.clock(name)
+    answers = client.post_jobs(running.port(name), CONTAINERS[:1], running.seconds, clock)
     sent = client.accepted(answers)
     with redis.Redis(unix_socket_path=str(running.subjects[name].store)) as server:
         kept = server.pipeline(transaction=False)
@@ -98,8 +98,8 @@ def call(running: Running, name: str) -> Figures:
         number = jobs.number()
         return number, load.post("/service_output", jobs.call(number))
 
-    with running.clock(name) as clock:
-        answers = load.flood(running.port(name), CONNECTIONS, make, seconds=running.seconds)
+    clock = running.clock(name)
+    answers = load.flood(running.port(name), CONNECTIONS, make, seconds=running.seconds, clock=clock)
     for number, reply in answers:
         jobs.check_echo(reply, number)
     return rate(len(answers), clock)
@@ -107,8 +107,8 @@ def call(running: Running, name: str) -> Figures:
 
 def post_waiting(running: Running, name: str) -> Figures:
     """Single jobs, accepted while no container runs."""
-    with running.clock(name) as clock:
-        answers = client.post_jobs(running.port(name), [AWAY], running.seconds)
+    clock = running.clock(name)
+    answers = client.post_jobs(running.port(name), [AWAY], running.seconds, clock)
     sent = client.accepted(answers)
     with Connection(running.port(name)) as connection:
         client.check_waiting(connection, sent)
@@ -120,8 +120,8 @@ def post_running(running: Running, name: str) -> Figures:
     chain = CONTAINERS[:1]
     with Connection(running.port(name)) as connection:
         before = client.pending(connection)
-        with running.clock(name) as clock:
-            answers = client.post_jobs(running.port(name), chain, running.seconds)
+        clock = running.clock(name)
+        answers = client.post_jobs(running.port(name), chain, running.seconds, clock)
         left = client.pending(connection) - before
         sent = client.accepted(answers)
         client.collect(connection, list(sent))
@@ -135,8 +135,8 @@ def post_running(running: Running, name: str) -> Figures:
 def batches(running: Running, name: str) -> Figures:
     """Jobs accepted by batches, while no container runs."""
     made = Batches([AWAY], round(running.seconds * MOST_BATCHES_PER_S))
-    with running.clock(name) as clock:
-        answers = made.flood(running.port(name), running.seconds)
+    clock = running.clock(name)
+    answers = made.flood(running.port(name), running.seconds, clock)
     sent = made.accepted(answers)
     with Connection(running.port(name)) as connection:
         client.check_waiting(connection, sent)
@@ -201,14 +201,15 @@ def polls(running: Running, name: str, sent: Mapping[str, int], ids: int, source
     asked = [random.choices(known, k=ids) for _ in range(POLLS)]
     requests = [(place, client.query(each, intermediate="true")) for place, each in enumerate(asked)]
     turns = itertools.count()
-    with running.clock(name) as clock:
-        answers = load.flood(
-            running.port(name),
-            CONNECTIONS,
-            lambda: requests[next(turns) % POLLS],
-            seconds=running.seconds,
-            source=source,
-        )
+    clock = running.clock(name)
+    answers = load.flood(
+        running.port(name),
+        CONNECTIONS,
+        lambda: requests[next(turns) % POLLS],
+        seconds=running.seconds,
+        source=source,
+        clock=clock,
+    )
     for place, reply in answers:
         jobs.check_done(reply, asked[place], sent, CONTAINERS[:1])
     return rate(len(answers), clock)

@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 import uvloop
 from aiohttp import web
+from yarl import URL
 
 HEADERS = {"Content-Type": "application/json"}
 
@@ -85,9 +86,11 @@ class Node:
     async def run(self, _: web.Application) -> AsyncIterator[None]:
         connector = aiohttp.TCPConnector(limit=0)
         quick = {"cookie_jar": aiohttp.DummyCookieJar(), "timeout": aiohttp.ClientTimeout(total=None)}
-        async with aiohttp.ClientSession(connector=connector, auto_decompress=False, **quick) as session:
+        async with aiohttp.ClientSession(
+            connector=connector, headers=HEADERS, auto_decompress=False, **quick
+        ) as session:
             slots = [
-                asyncio.create_task(self._slot(session, f"{url}/service_output", lane), name=f"slot-{container}")
+                asyncio.create_task(self._slot(session, URL(f"{url}/service_output"), lane), name=f"slot-{container}")
                 for (container, url), lane in zip(self._urls.items(), self._lanes.values(), strict=True)
                 for _ in range(self._slots if url else 0)
             ]
@@ -96,12 +99,12 @@ class Node:
                 slot.cancel()
             await asyncio.gather(*slots, return_exceptions=True)
 
-    async def _slot(self, session: aiohttp.ClientSession, url: str, lane: asyncio.Queue[Entry]) -> None:
+    async def _slot(self, session: aiohttp.ClientSession, url: URL, lane: asyncio.Queue[Entry]) -> None:
         while True:
             job, chain, step, data = await lane.get()
             body = b'{"source":1,"destination":1,"data":%b,"requires_proof":false}' % data
             try:
-                async with session.post(url, data=body, headers=HEADERS) as answer:
+                async with session.post(url, data=body) as answer:
                     output = await answer.read()
                     fine = answer.status == 200
             except aiohttp.ClientError:
