@@ -31,8 +31,9 @@ CLOSE_S = 5.0  # for requests under way when the server stops
 def application(
     orchestrator: Orchestrator, settings: Server, metrics: Metrics, identity: Identity, limit: Limit | None
 ) -> web.Application:
-    app = web.Application(middlewares=[guard(identity, limit, own_site(settings))])
-    app[BODIES] = Bodies(settings)
+    bodies = Bodies(settings)
+    app = web.Application(middlewares=[guard(identity, limit, own_site(settings), bodies)])
+    app[BODIES] = bodies
     doors = (Infernet(orchestrator, settings), Jobs(orchestrator), Probes(orchestrator, metrics))
     routes = [route for door in doors for route in door.routes()]
     serve(app, [*routes, *OpenApi(routes).routes()])

@@ -4,6 +4,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from itertools import count
 
 import structlog
 from aiohttp import hdrs, web
@@ -123,12 +124,13 @@ def once(request: web.Request) -> str:
     return name
 
 
-def guard(identity: Identity, limit: Limit | None, own_site: Rule) -> Middleware:
+def guard(identity: Identity, limit: Limit | None, own_site: Rule, bodies: Bodies) -> Middleware:
     """The middleware of an application."""
+    process, numbers = os.urandom(4).hex(), count(1)  # of requests that come without an id; nothing has to guess it
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = _request_id(request)
+        request_id = _given_id(request) or f"{process}{next(numbers):08x}"
         request[HEADERS] = {REQUEST_ID: request_id} | SERVER
         CURRENT_REQUEST.set(request_id)
         try:
@@ -144,7 +146,7 @@ def guard(identity: Identity, limit: Limit | None, own_site: Rule) -> Middleware
             log.exception("request_failed", method=request.method, path=request.path)
             answer = reply({"error": "Internal error", "params": {"request_id": request_id}}, 500)
         finally:
-            request.app[BODIES].release(request)
+            bodies.release(request)
         if not answer.prepared:
             answer.headers.update(request[HEADERS])
         return answer
@@ -182,6 +184,6 @@ async def _count(request: web.Request, limit: Limit, *names: str) -> None:
         raise RateLimited("Too many requests", retry_after_s=again, limit=standing.limit, period_s=limit.period_s)
 
 
-def _request_id(request: web.Request) -> str:
+def _given_id(request: web.Request) -> str:
     given = request.headers.get(REQUEST_ID)
-    return given if given and _TOKEN.fullmatch(given) else os.urandom(8).hex()
+    return given if given and _TOKEN.fullmatch(given) else ""

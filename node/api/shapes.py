@@ -179,17 +179,17 @@ def answer(accepted: str | Refusal) -> Accepted | Error:
 
 
 def job_result(job: jobs.Job, *, intermediate: bool) -> JobResult:
-    result = _outcome(job.result) if job.result else None
+    result = _outcome(job.result)
     if not intermediate:
         return {"id": job.id, "result": result, "status": STATUS[job.state]}
     before = [_output(each) for each in job.intermediate]
     return {"id": job.id, "intermediate_results": before, "result": result, "status": STATUS[job.state]}
 
 
-def _outcome(result: jobs.ContainerResult) -> ContainerOutput | ContainerError:
-    if isinstance(result, jobs.ContainerError):
-        return {"container": result.container, "error": result.error}
-    return _output(result)
+def _outcome(result: jobs.ContainerResult | None) -> ContainerOutput | ContainerError | None:
+    if isinstance(result, jobs.ContainerOutput):
+        return _output(result)
+    return {"container": result.container, "error": result.error} if result else None
 
 
 def _output(result: jobs.ContainerOutput) -> ContainerOutput:
