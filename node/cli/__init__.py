@@ -12,6 +12,8 @@ from node.cli.keys import keys_app
 if TYPE_CHECKING:
     from node.config import Config
 
+GARBAGE_OBJECTS = 10_000  # made until Python looks for garbage among them; requests under way are more than its own 700
+
 app = typer.Typer(
     name="stoker",
     no_args_is_help=True,
@@ -49,12 +51,15 @@ def serve(
     insecure: Annotated[bool, typer.Option("--insecure", help="Let everybody in while there is no API key.")] = False,
 ) -> None:
     """Run the node in the foreground, until SIGTERM or Ctrl-C."""
+    import gc
     import os
 
     from node.config import find, load
     from node.errors import ConfigError, StokerError
     from node.main import serve as serve_node
 
+    gc.freeze()  # the modules stay: a full collection would look at them for 50 ms, and find nothing
+    gc.set_threshold(GARBAGE_OBJECTS)
     given = {"server.host": host, "server.port": port, "data_dir": data_dir, "backend": backend}
     given["server.insecure"] = insecure or None
     overrides = {name: value for name, value in given.items() if value is not None}
