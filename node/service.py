@@ -36,6 +36,16 @@ class Location(IntEnum):
     STREAM = 2
 
 
+def _opening(destination: Location) -> bytes:
+    return b'{"source":%d,"destination":%d,"data":' % (Location.OFFCHAIN, destination)
+
+
+TO_NODE = _opening(Location.OFFCHAIN)
+TO_STREAM = _opening(Location.STREAM)
+PROVED = b',"requires_proof":true}'
+UNPROVED = b',"requires_proof":false}'
+
+
 class StepFailed(Exception):
     """A container broke the contract; the text names the container and the fact. It becomes a `ContainerError`."""
 
@@ -65,7 +75,7 @@ class Service:
 
     @url.setter
     def url(self, url: str) -> None:
-        """ "" while it is nowhere. Connections to where it was are dropped. Raises `BackendError` for one of no use."""
+        """Empty: nowhere. Connections to where it was are dropped. Raises `BackendError` if it is of no use."""
         try:
             peer = Peer(url, bearer=self.spec.bearer.get_secret_value()) if url else None
         except ValueError as error:
@@ -94,7 +104,7 @@ class Service:
     async def call(self, data: bytes, *, requires_proof: bool) -> ContainerResult:
         """Run one step: `data` in, the container's JSON out, both as exact text."""
         try:
-            output = await self._output(_body(data, Location.OFFCHAIN, requires_proof))
+            output = await self._output(_body(data, TO_NODE, requires_proof))
         except TimeoutError:
             return ContainerError(container=self.spec.id, error=self._too_late, again=self.spec.idempotent)
         except (StepFailed, Broken, Unreachable) as error:
@@ -150,7 +160,7 @@ class Service:
     async def stream(self, data: bytes, *, requires_proof: bool) -> AsyncGenerator[bytes, None]:
         """The bytes that the container sends, as they come. Raises `StepFailed`."""
         try:
-            answer = await self._post(_body(data, Location.STREAM, requires_proof))
+            answer = await self._post(_body(data, TO_STREAM, requires_proof))
             try:
                 if answer.status != 200:
                     raise await self._refused(answer)
@@ -237,13 +247,8 @@ class Service:
         return f"{self._name}: its answer is over the limit of {self.spec.max_output_bytes} bytes (max_output_bytes)"
 
 
-def _body(data: bytes, destination: Location, requires_proof: bool) -> bytes:
-    return b'{"source":%d,"destination":%d,"data":%b,"requires_proof":%b}' % (
-        Location.OFFCHAIN,
-        destination,
-        data,
-        b"true" if requires_proof else b"false",
-    )
+def _body(data: bytes, opening: bytes, requires_proof: bool) -> bytes:
+    return b"".join((opening, data, PROVED if requires_proof else UNPROVED))
 
 
 def _excerpt(raw: bytes) -> str:
