@@ -628,10 +628,12 @@ async def test_a_new_url_ends_what_led_to_the_old_one() -> None:
     assert (old.accepted, new.accepted, len(asked)) == (1, 2, 3)
 
 
-async def test_https_to_whom_the_system_trusts(tmp_path: Path) -> None:
-    cert, key = certificate(tmp_path)
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server.load_cert_chain(cert, key)
+@asynccontextmanager
+async def secured(folder: Path) -> AsyncIterator[tuple[int, Path, list[bytes]]]:
+    """A server with a certificate: its port, the certificate, and the heads of what it was asked."""
+    cert, key = certificate(folder)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(cert, key)
     heads = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -639,25 +641,32 @@ async def test_https_to_whom_the_system_trusts(tmp_path: Path) -> None:
             heads.append((await request_of(reader))[0])
             writer.write(answer(b"{}"))
 
-    box = Server(talk)
-    async with await asyncio.start_server(box.connected, "127.0.0.1", 0, ssl=server) as listening:
-        port = listening.sockets[0].getsockname()[1]
+    async with await asyncio.start_server(Server(talk).connected, "127.0.0.1", 0, ssl=tls) as listening:
+        yield listening.sockets[0].getsockname()[1], cert, heads
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # the node has its own
+async def test_https_to_whom_the_system_trusts(tmp_path: Path) -> None:
+    async with secured(tmp_path) as (port, cert, heads):
         node = Node(tmp_path, [{"id": "box", "url": f"https://user:pass@localhost:{port}/base"}])
         node.environment = {"SSL_CERT_FILE": str(cert)}
         async with node:
             assert (await node.run(["box", "box"], {}))["status"] == "success"
-        with pytest.raises(Unreachable, match="its certificate is not trusted: self-signed certificate"):
-            await ask(Peer(f"https://localhost:{port}"))
-        plain = Peer(f"http://localhost:{port}")
-        with pytest.raises(Broken):
-            await ask(plain)
     assert heads[-1].startswith(b"POST /base/service_output HTTP/1.1\r\n")
     assert b"\r\nAuthorization: Basic dXNlcjpwYXNz\r\n" in heads[-1]
 
+
+async def test_why_https_fails_is_told(tmp_path: Path) -> None:
     async def no_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(answer(b"", "400 Bad Request"))
 
+    async with secured(tmp_path) as (port, _, heads):
+        with pytest.raises(Unreachable, match="its certificate is not trusted: self-signed certificate"):
+            await ask(Peer(f"https://localhost:{port}"))
+        with pytest.raises(Broken):
+            await ask(Peer(f"http://localhost:{port}"))
+    assert heads == []
     async with served(no_tls) as (there, _):
         with pytest.raises(Unreachable, match=r"^TLS failed: "):
             await ask(Peer(f"https://127.0.0.1:{port_of(there)}"))
