@@ -32,6 +32,7 @@ class Row:
 ROWS = (
     Row("POST/s, no container running", "post_waiting"),
     Row("POST/s, jobs running", "post_running"),
+    Row("  of them ended by then", "post_running", "ended_share"),
     Row(f"jobs accepted/s, batches of {BATCH:,}", "batches"),
     Row(f"a batch of {BATCH:,} alone, ms", "batch_alone", "p50_ms"),
     Row("end to end jobs/s, chain of 1", "chain1"),
@@ -164,7 +165,7 @@ def _peers(rounds: Sequence[Round]) -> Table | None:
     for peer in PEERS:
         queue, _, workers = peer.partition("-")
         spreads = [figure(rounds, "enqueue", peer, "per_s"), figure(rounds, "chain1", peer, "per_s")]
-        _add(table, f"{queue}, {workers or 1} worker processes", spreads, 0)
+        _add(table, f"{queue}, {workers or 1} process{'es' if workers else ''}", spreads, 0)
     return table if table.row_count else None
 
 

@@ -15,7 +15,7 @@ import redis
 
 from bench.client import PAUSE_S
 from bench.measures import Figures, Measure, Running
-from bench.subjects import CONTAINERS, FORGETFUL, READY_S, ROOT, Broken, process, valkey
+from bench.subjects import CONTAINERS, FORGETFUL, READY_S, ROOT, Broken, die_with_parent, process, valkey
 
 ENVIRONMENTS = ROOT / ".venv-peers"
 RUN_S = 300.0
@@ -85,7 +85,14 @@ def _store(running: Running, name: str) -> Iterator[dict[str, str]]:
 def _told(queue: str, environment: dict[str, str], *arguments: str) -> Figures:
     command = [str(_python(queue)), "-m", f"bench.peers.with_{queue}", *arguments]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, timeout=RUN_S, capture_output=True, text=True, check=False
+        command,
+        cwd=ROOT,
+        env=environment,
+        timeout=RUN_S,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=die_with_parent,
     )
     if done.returncode:
         raise Broken(f"{queue}: {done.stderr.strip().splitlines()[-1:]}")

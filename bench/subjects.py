@@ -185,7 +185,7 @@ def process(
             stdout=output,
             stderr=output,
             env={**os.environ, **(environment or {})},
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent,
         )
     try:
         yield started
@@ -202,10 +202,11 @@ def process(
             started.wait()
 
 
-def _die_with_parent() -> None:
-    """Runs in the child: the kernel ends it when this run is killed."""
+def die_with_parent() -> None:
+    """Runs in the child: the kernel ends it when this run is killed. Linux only."""
     pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _until(ready: Callable[[], bool], started: subprocess.Popen[bytes], name: str) -> None:
