@@ -13,7 +13,7 @@ import structlog
 from node.errors import SHOWN_CHARS, Conflict, NotFound, Refusal, Rejected, Unavailable
 from node.findings import Level
 from node.guardian import Guardian
-from node.jobs import Caller, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State, new_id
+from node.jobs import Caller, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State, new_id, new_ids
 from node.registry import Container, Registry
 from node.service import StepFailed
 from node.situation import News
@@ -80,7 +80,7 @@ class Orchestrator:
         return [item if isinstance(item, Refusal) else next(answers) for item in checked]
 
     async def _accept(self, requests: Sequence[JobRequest], caller: Caller, once: str) -> list[str | Refusal]:
-        jobs = [(new_id(), request) for request in requests]
+        jobs = list(zip(new_ids(len(requests)), requests, strict=True))
         answers = await self._store.submit(caller, jobs, once=once)
         for (job_id, request), answer in zip(jobs, answers, strict=True):
             if answer == job_id:

@@ -58,10 +58,8 @@ class Reply(web.StreamResponse):
         major, minor = request.version
         self.headers[hdrs.CONTENT_LENGTH] = str(len(self.body))
         self.headers[hdrs.DATE] = _date(int(time.time()))
-        if not self._stays_open:
-            self.headers[hdrs.CONNECTION] = "close"
-        elif minor == 0:
-            self.headers[hdrs.CONNECTION] = "keep-alive"
+        if self._stays_open == (minor == 0):  # what the version alone does not say
+            self.headers[hdrs.CONNECTION] = "keep-alive" if self._stays_open else "close"
         writer = request.writer
         await writer.write_headers(f"HTTP/{major}.{minor} {self.status} {self.reason}", self.headers)
         await writer.write_eof(b"" if request.method == hdrs.METH_HEAD else self.body)
