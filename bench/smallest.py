@@ -6,6 +6,7 @@ called, so its jobs wait.
 """
 
 import asyncio
+import gc
 import sys
 import uuid
 from collections.abc import AsyncIterator, Iterable
@@ -124,6 +125,8 @@ def _json(value: object) -> web.Response:
 
 
 def main(port: int, slots: int, urls: dict[str, str]) -> None:
+    gc.freeze()
+    gc.set_threshold(10_000)  # else Python's collector looks at all jobs under way again and again
     node = Node(slots, urls)
     app = web.Application(client_max_size=1 << 28, handler_args={"max_line_size": 1 << 20})  # batches, lists of ids
     app.cleanup_ctx.append(node.run)
