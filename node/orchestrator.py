@@ -114,9 +114,19 @@ class Orchestrator:
         found = await self._store.get(job_ids, intermediate=intermediate, caller=_whose(caller), most_bytes=most_bytes)
         return [job for job in found if job is not None]
 
-    async def ids(self, caller: Caller, *, pending: bool | None = None) -> list[str]:
-        """Ids of the jobs that the caller may see, oldest first; only pending, only finished, or all."""
-        return await self._store.ids(_whose(caller), pending=pending)
+    async def ids(
+        self, caller: Caller, *, pending: bool | None = None, most: int | None = None, after: str = ""
+    ) -> list[str]:
+        """Ids of the jobs that the caller may see, oldest first; only pending, only finished, or all.
+
+        most: so many of its own, from behind the job `after` on; raises `NotFound` when that is not in the list.
+        """
+        if most is None:
+            return await self._store.ids(_whose(caller), pending=pending)
+        ids = await self._store.some_ids(caller.id, most, after=after, pending=pending)
+        if ids is None:
+            raise NotFound("Job not found", id=after[:SHOWN_CHARS])
+        return ids
 
     async def cancel(self, job_id: str, caller: Caller) -> Job:
         """Stop a job that waits or runs; a running container call is aborted. The job as it is then.

@@ -88,6 +88,7 @@ NOT_JSON = UnsupportedMedia("Content-Type must be application/json, in UTF-8", c
 OF_BODIES: tuple[Refusal, ...] = (UNREADABLE, TOO_LARGE, NOT_JSON, TOO_SLOW, BODIES_TOO_LARGE)
 
 NO_CONTAINER = Rejected("Container not supported", container="langauge")
+NO_PAGE = Rejected("limit is invalid", expected="1 to 10000")
 NO_CHAIN = Rejected("Chain not enabled")
 TOO_MANY_JOBS = RateLimited("Too many jobs at once", limit=100_000)
 STOPPING = Unavailable("The node is shutting down")

@@ -19,7 +19,7 @@ from node.api.middleware import CALLER, HEADERS, ONCE, once, read_json
 from node.api.reply import reply
 from node.api.route import Answer, Body, Parameter, Route
 from node.config import Server
-from node.errors import SHOWN_CHARS, Forbidden, NotFound, RateLimited, Refusal, Unavailable
+from node.errors import SHOWN_CHARS, Forbidden, NotFound, RateLimited, Refusal, Rejected, Unavailable
 from node.guardian import demand, within
 from node.jobs import JobRequest, Role
 from node.orchestrator import Orchestrator
@@ -128,6 +128,18 @@ class Infernet:
                         about="Without `id`. `true`: only jobs that have not ended; `false`: only those that have.",
                         kind=bool,
                     ),
+                    Parameter(
+                        name="limit",
+                        where="query",
+                        about="Without `id`. At most so many of one's own, the oldest first.",
+                        kind=shapes.PageSize,
+                    ),
+                    Parameter(
+                        name="after",
+                        where="query",
+                        about="An id of that list: only what stands behind it, at most 10,000 without `limit`.",
+                        kind=shapes.JobId,
+                    ),
                 ),
                 answers={
                     200: Answer(
@@ -136,7 +148,7 @@ class Infernet:
                         examples={"results": [examples.RESULT], "ids": [examples.ID]},
                     )
                 },
-                errors=(examples.UNKNOWN_ALL, examples.ANSWER_TOO_LARGE),
+                errors=(examples.NO_PAGE, examples.UNKNOWN_ALL, examples.ANSWER_TOO_LARGE),
             ),
             Route(
                 method="PUT",
@@ -268,7 +280,8 @@ class Infernet:
         job_ids = request.query.getall("id", [])
         if not job_ids:
             pending = {"true": True, "false": False}.get(request.query.get("pending", ""))
-            return reply(await self._orchestrator.ids(caller, pending=pending))
+            most, after = _page(request)
+            return reply(await self._orchestrator.ids(caller, pending=pending, most=most, after=after))
         intermediate = request.query.get("intermediate") == "true"
         most = self._settings.max_answer_bytes
         jobs = await self._orchestrator.jobs(job_ids, caller, intermediate=intermediate, most_bytes=most)
@@ -328,3 +341,13 @@ class Infernet:
         job_id, state, containers = body.report(await read_json(request))
         await self._orchestrator.report(job_id, state, containers, request[CALLER])
         return reply(None)
+
+
+def _page(request: web.Request) -> tuple[int | None, str]:
+    """Which part of a list is asked for: how many, behind which id. None and '' for all of it."""
+    most, after = request.query.get("limit"), request.query.get("after", "")
+    if most is None:
+        return (shapes.MAX_PAGE if after else None), after
+    if not most.isascii() or not most.isdigit() or not 1 <= int(most[:9]) <= shapes.MAX_PAGE:
+        raise Rejected("limit is invalid", expected=f"1 to {shapes.MAX_PAGE}")
+    return int(most[:9]), after

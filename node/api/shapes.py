@@ -16,6 +16,7 @@ from node.registry import Phase
 
 MAX_TIMEOUT_S = 1e9
 MAX_ID_CHARS = 128  # of an id that somebody else chose
+MAX_PAGE = 10_000  # ids of a list in one answer, when a part is asked for
 
 Status = Literal["running", "success", "failed"]
 
@@ -35,6 +36,8 @@ class Error(TypedDict):
     params: Annotated[dict[str, Any], Field(description="Named facts of it, for a program.")]
 
 
+PageSize = Annotated[int, Field(ge=1, le=MAX_PAGE)]
+JobId = Annotated[str, Field(max_length=MAX_ID_CHARS)]
 Seconds = Annotated[float, Field(gt=0, lt=MAX_TIMEOUT_S)]
 
 

@@ -47,6 +47,9 @@ def ended(state: str) -> str:
     return f"{PREFIX}ended:{state}"
 
 
+ENDED = [ended(state) for state in ("succeeded", "failed", "cancelled")]
+
+
 def once(digest: str) -> str:
     """String: for an idempotency key, what the request was, and which job came of each of its parts; expires."""
     return f"{PREFIX}once:{digest}"

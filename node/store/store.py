@@ -18,7 +18,7 @@ from node.config import RateLimit
 from node.errors import Mismatch, Refusal, Unavailable
 from node.jobs import Caller, Claim, ContainerError, ContainerOutput, ContainerResult, Job, JobRequest, State
 from node.metrics import Metrics
-from node.store import connect, keys, records
+from node.store import connect, keys, listing, records
 from node.store.access import Access
 from node.store.commit import Commit, script, unavailable
 from node.store.limit import Limit
@@ -74,6 +74,7 @@ class Store:
         self._queued: dict[str, Callable[[], None]] = {}
         self._streams: set[str] = set()  # opened by this process
         self._reader = Reader(self._commit, self._connect(), timeout_s)
+        self._listing = listing.Listing(self._commit)
         self.access = Access(self._commit)
 
     async def __aenter__(self) -> Self:
@@ -239,16 +240,17 @@ class Store:
 
         None: those of all callers, in no certain order.
         """
-        wanted = []
-        if pending is not False:
-            wanted += [keys.LIVE if caller is None else keys.pending(caller)]
-        if pending is not True:
-            every = [keys.ended(state.value) for state in State if state.terminal]
-            wanted += every if caller is None else [keys.finished(caller)]
-        found = await asyncio.gather(*(self._commit.call("ZRANGE", key, 0, -1, "WITHSCORES") for key in wanted))
-        # Pending is read first: a job that ends between the two is then seen twice, never missed.
-        times = {job_id.decode(): float(created) for flat in found for job_id, created in records.pairs(flat)}
-        return sorted(times, key=lambda job_id: times[job_id])
+        found = await self._listing.whole(listing.sets(caller, pending))
+        return list(found) if caller is None else listing.in_order(found)
+
+    async def some_ids(
+        self, caller: str, most: int, *, after: str = "", pending: bool | None = None
+    ) -> list[str] | None:
+        """At most so many of a caller's ids, from the oldest on or from behind a job; None when that is not listed.
+
+        It takes one round trip, or two with `after`, however long the list is.
+        """
+        return await self._listing.part(listing.sets(caller, pending), after, most)
 
     async def pending_count(self) -> int:
         """Jobs of all callers that are not terminal."""

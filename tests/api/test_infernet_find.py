@@ -190,3 +190,34 @@ async def test_large_results_can_be_polled_and_nobody_else_is_refused(tmp_path: 
         assert min([await poll for poll in polls]) > 240_000_000
         print(f"\n{submits} submits meanwhile")
         assert node.events("store_unavailable") == []
+
+
+async def test_a_list_can_be_read_in_parts(caller: Client) -> None:
+    ids = [await caller.submit("a") for _ in range(5)]
+    await eventually(lambda: ended(caller, 5), message="the end of five jobs")
+    ids += [await caller.submit("gone") for _ in range(4)]
+    read: list[str] = []
+    while part := await caller.get(f"/api/jobs?limit=2&after={read[-1]}" if read else "/api/jobs?limit=2"):
+        assert len(part) <= 2
+        read += part
+    assert read == ids == await caller.get("/api/jobs")
+    assert await caller.get(f"/api/jobs?limit=3&pending=true&after={ids[5]}") == ids[6:]
+    assert await caller.get("/api/jobs?limit=10000&pending=false") == ids[:5]
+
+
+async def ended(caller: Client, count: int) -> bool:
+    return len(await caller.get("/api/jobs?pending=false")) == count
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=10001", "limit=x", "limit=-1", "limit=1.5", "limit=\u0663", "limit="]
+)
+async def test_a_part_that_cannot_be_is_refused(caller: Client, query: str) -> None:
+    answer = await caller.ask("GET", f"/api/jobs?{query}")
+    assert answer.status == 400, answer.body
+
+
+async def test_a_part_behind_nothing_of_ones_own_is_not_found(caller: Client, stranger: Client) -> None:
+    another = await stranger.submit("a")
+    for query in (f"limit=1&after={another}", "limit=1&after=x", "after=x"):
+        assert (await caller.ask("GET", f"/api/jobs?{query}")).status == 404
