@@ -4,7 +4,6 @@ The contract (Infernet v1.4): `POST /service_output` with `{"source", "destinati
 JSON; a stream answers bytes in chunks. `GET /service-resources` is optional. Any answer to `GET /` means that it is up.
 """
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from enum import IntEnum
@@ -124,12 +123,11 @@ class Service:
             answer.close()
 
     def _post(self, body: bytes) -> Awaitable[Answer]:
-        peer = self._reached
-        return peer.ask(self._head, body, asyncio.get_running_loop().time() + self.spec.timeout_s)
+        return self._reached.ask(self._head, body, self.spec.timeout_s)
 
     def _get(self, path: str, query: dict[str, str], seconds: float) -> Awaitable[Answer]:
         peer = self._reached
-        return peer.ask(peer.head("GET", path, query), None, asyncio.get_running_loop().time() + seconds)
+        return peer.ask(peer.head("GET", path, query), None, seconds)
 
     @property
     def _reached(self) -> Peer:

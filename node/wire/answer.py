@@ -30,6 +30,7 @@ class Answer:
         "_failure",
         "_give_up",
         "_held",
+        "_loop",
         "_packing",
         "_parts",
         "_resume",
@@ -38,10 +39,13 @@ class Answer:
         "status",
     )
 
-    def __init__(self, give_up: Callable[["Answer"], None], resume: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, give_up: Callable[["Answer"], None], resume: Callable[[], None]
+    ) -> None:
         """give_up: ends the connection if it still brings this answer. resume: the body is read on."""
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
+        self._loop = loop
         self._give_up = give_up
         self._resume = resume
         self._parts: list[bytes] = []
@@ -112,7 +116,7 @@ class Answer:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _news(self) -> asyncio.Future[None]:
-        self._waiter = waiter = asyncio.get_running_loop().create_future()
+        self._waiter = waiter = self._loop.create_future()
         return waiter
 
     # What the connection tells. Only it calls these.

@@ -15,7 +15,7 @@ PIECE_BYTES = 256 * 1024
 
 
 class Connection(asyncio.Protocol):
-    """Bytes out and in. `idle_since` (the loop's time) is its keeper's.
+    """Bytes out and in. `idle_since` is when its last answer ended, by the loop's clock.
 
     It counts bytes that bring no body (`_quiet`): that bounds heads, chunk extensions and trailers at once. Its timer
     may ring early, for an answer that came long ago, and is then set anew: so most calls set none.
@@ -48,7 +48,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, head: bytes, body: bytes, deadline: float) -> Answer:
         """Begin a request; its answer must have come whole at `deadline`, by the loop's clock."""
-        self._answer = answer = Answer(self._give_up, self._resume)
+        self._answer = answer = Answer(self._loop, self._give_up, self._resume)
         self._complete = self._heard = False
         self._quiet = 0
         self._deadline = deadline
@@ -158,6 +158,7 @@ class Connection(asyncio.Protocol):
         if spoiled or unsent or not self._lasts:
             self.close()
         else:
+            self.idle_since = self._loop.time()
             self._on_end(self)
 
     # What the parser tells

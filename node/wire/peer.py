@@ -6,7 +6,7 @@ import ssl
 from base64 import b64encode
 from collections.abc import Sequence
 from errno import errorcode
-from functools import cache
+from functools import cache, cached_property
 from os import strerror
 from typing import cast
 
@@ -47,19 +47,25 @@ class Peer:
         self._sweeping: asyncio.TimerHandle | None = None
         self._open = True
 
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """Asked for once: Python 3.11 makes a system call for each time."""
+        return asyncio.get_running_loop()
+
     def head(self, method: str, path: str, query: dict[str, str] | None = None, *, media_type: str = "") -> bytes:
         """The head of a request that stays the same; `path` comes after that of the URL."""
         target = URL(str(self._url) + path).update_query(query or {}).raw_path_qs
         content = f"Content-Type: {media_type}\r\n" if media_type else ""
         return f"{method} {target} HTTP/1.1\r\n{self._lines}\r\n{content}".encode()
 
-    async def ask(self, head: bytes, body: bytes | None, deadline: float) -> Answer:
+    async def ask(self, head: bytes, body: bytes | None, seconds: float) -> Answer:
         """Send a request and wait for the head of its answer, which must be closed.
 
-        deadline: by the loop's clock, for all of it. Without a body it may be sent twice: a kept connection may turn
-        out closed. Raises `Unreachable`, `Broken`, `TimeoutError`.
+        seconds: for all of it, up to the last byte of the answer. Without a body it may be sent twice: a kept
+        connection may turn out closed. Raises `Unreachable`, `Broken`, `TimeoutError`.
         """
         head += b"\r\n" if body is None else b"Content-Length: %d\r\n\r\n" % len(body)
+        deadline = self._loop.time() + seconds
         kept = self._kept()
         connection = kept or await self._connect(deadline)
         while True:
@@ -96,11 +102,9 @@ class Peer:
         if not self._open:
             connection.close()
             return
-        loop = asyncio.get_running_loop()
-        connection.idle_since = loop.time()
         self._idle.append(connection)
         if self._sweeping is None:
-            self._sweeping = loop.call_later(KEEPALIVE_S, self._sweep)
+            self._sweeping = self._loop.call_later(KEEPALIVE_S, self._sweep)
 
     def _lost(self, connection: Connection) -> None:
         if connection in self._idle:
@@ -108,14 +112,13 @@ class Peer:
 
     def _sweep(self) -> None:
         self._sweeping = None
-        loop = asyncio.get_running_loop()
-        oldest = loop.time() - KEEPALIVE_S
+        oldest = self._loop.time() - KEEPALIVE_S
         stale = [connection for connection in self._idle if connection.idle_since <= oldest]
         self._idle = self._idle[len(stale) :]
         for connection in stale:
             connection.close()
         if self._idle:
-            self._sweeping = loop.call_at(self._idle[0].idle_since + KEEPALIVE_S, self._sweep)
+            self._sweeping = self._loop.call_at(self._idle[0].idle_since + KEEPALIVE_S, self._sweep)
 
     async def _connect(self, deadline: float) -> Connection:
         try:
@@ -130,13 +133,12 @@ class Peer:
             raise Unreachable(_reason(error)) from error
 
     async def _connected(self) -> Connection:
-        loop = asyncio.get_running_loop()
         tls = await asyncio.to_thread(_tls) if self._url.scheme == "https" else None  # it reads the authorities
         link = await aiohappyeyeballs.start_connection(
-            await self._found(), happy_eyeballs_delay=NEXT_ADDRESS_S, loop=loop
+            await self._found(), happy_eyeballs_delay=NEXT_ADDRESS_S, loop=self._loop
         )
         try:
-            _, connection = await loop.create_connection(
+            _, connection = await self._loop.create_connection(
                 lambda: Connection(self._keep, self._lost),
                 sock=link,
                 ssl=tls,
@@ -148,11 +150,10 @@ class Peer:
         return connection
 
     async def _found(self) -> Sequence[AddrInfoType]:
-        loop = asyncio.get_running_loop()
-        if not self._addresses or loop.time() > self._found_at + FOUND_S:
-            found = await loop.getaddrinfo(self._url.raw_host, self._url.port, type=socket.SOCK_STREAM)
+        if not self._addresses or self._loop.time() > self._found_at + FOUND_S:
+            found = await self._loop.getaddrinfo(self._url.raw_host, self._url.port, type=socket.SOCK_STREAM)
             self._addresses = cast(Sequence[AddrInfoType], found)
-            self._found_at = loop.time()
+            self._found_at = self._loop.time()
         return self._addresses
 
 
