@@ -37,6 +37,7 @@ TIMES = 9  # a thing that is timed alone
 SAMPLE = 20_000  # of the jobs, to be asked for
 REWRITTEN_S = 300.0
 MIB = 1 << 20
+LIST = load.get("/api/jobs")
 
 Load = Callable[[Running, str], Figures]
 
@@ -72,33 +73,48 @@ class Stock:
         own = [pid for kind, pid in self.subject.processes() if kind == "node"]
         return sum(_resident_kib(pid) for pid in own) * 1024
 
-    def listed_ms(self) -> float:
-        """All ids of the first caller, as they are listed."""
+    def reading_ms(self) -> dict[str, float]:
+        """What reading takes on an idle node: all ids of the first caller, a part of them, results of a hundred."""
         with Connection(self.subject.port, CALLERS[0]) as connection:
-            request = load.get("/api/jobs")
-            if set(msgspec.json.decode(connection.ask(request), type=list[str])) != set(self.sent):
+            listed = _ids(connection.ask(LIST))
+            if set(listed) != set(self.sent) or len(listed) != len(self.sent):
                 raise Wrong(f"the list of {CALLERS[0]} is not what it sent")
-            return _timed(lambda: connection.ask(request))
+            return {
+                "list_ms": _timed(connection, [LIST] * TIMES)[0],
+                "part_ms": self._part_ms(connection, listed),
+                "results_ms": self._results_ms(connection),
+            }
 
-    def page_ms(self) -> float:
-        """Results of a hundred jobs, others each time."""
-        with Connection(self.subject.port, CALLERS[0]) as connection:
-            pages = [random.sample(list(self.sent), min(PAGE, len(self.sent))) for _ in range(TIMES)]
-            requests = iter([client.query(page, intermediate="true") for page in pages])
-            replies: list[bytes] = []
-            page_ms = _timed(lambda: replies.append(connection.ask(next(requests))))
+    def _part_ms(self, connection: Connection, listed: Sequence[str]) -> float:
+        """Parts of the list, from anywhere in it."""
+        starts = [random.randrange(len(listed)) for _ in range(TIMES)]
+        asked = [load.get(f"/api/jobs?limit={PAGE}&after={listed[start]}") for start in starts]
+        part_ms, replies = _timed(connection, asked)
+        for start, reply in zip(starts, replies, strict=True):
+            if _ids(reply) != listed[start + 1 :][:PAGE]:
+                raise Wrong(f"a part of the list of {CALLERS[0]} is not what stands in the whole one")
+        return part_ms
+
+    def _results_ms(self, connection: Connection) -> float:
+        pages = [random.sample(list(self.sent), min(PAGE, len(self.sent))) for _ in range(TIMES)]
+        results_ms, replies = _timed(connection, [client.query(page, intermediate="true") for page in pages])
         for page, reply in zip(pages, replies, strict=True):
             jobs.check_done(reply, page, self.sent, CONTAINERS[:1])
-        return page_ms
+        return results_ms
 
 
-def _timed(run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(TIMES):
+def _ids(reply: bytes) -> list[str]:
+    return msgspec.json.decode(reply, type=list[str])
+
+
+def _timed(connection: Connection, requests: Sequence[bytes]) -> tuple[float, list[bytes]]:
+    """Median of the times of one request after the other, in milliseconds; the answers."""
+    times, replies = [], []
+    for request in requests:
         began = time.perf_counter()
-        run()
+        replies.append(connection.ask(request))
         times.append((time.perf_counter() - began) * 1000)
-    return statistics.median(times)
+    return statistics.median(times), replies
 
 
 def _resident_kib(pid: int) -> int:
@@ -201,8 +217,7 @@ def _at(size: int, running: Running, few: Stock, many: Stock, turns: int) -> dic
         "rates": rates,
         "bytes_per_job": bytes_per_job,
         "listed": len(many.sent),
-        "listed_ms": many.listed_ms(),
-        "page_ms": many.page_ms(),
+        **many.reading_ms(),
         "resident_bytes": resident_bytes,
         "resident_after_lists_bytes": many.resident_bytes(),
         "store_bytes": many.kept.used_bytes(),
@@ -244,7 +259,7 @@ def _tables(document: Mapping[str, Any]) -> Group:
     )  # fmt: skip
     reads = printed.new_table(
         "Reading on an idle node, ms",
-        "jobs kept", "ids listed", "the list", f"a page of {PAGE} results", "ms per 1,000 ids",
+        "jobs kept", "ids of the caller", "list of all", "per 1,000 ids", f"list of {PAGE}", f"results of {PAGE}",
     )  # fmt: skip
     for at in document["sizes"]:
         cells = [f"{at['jobs']:,}"]
@@ -253,10 +268,9 @@ def _tables(document: Mapping[str, Any]) -> Group:
             cells.append(printed.spread_text(_kept_share(at, name), 2))
         resident = (f"{at[name] / MIB:,.1f}" for name in ("resident_bytes", "resident_after_lists_bytes"))
         table.add_row(*cells, f"{at['bytes_per_job']:,.0f}", *resident)
-        per_1000 = at["listed_ms"] / at["listed"] * 1000
-        reads.add_row(
-            f"{at['jobs']:,}", f"{at['listed']:,}", f"{at['listed_ms']:.2f}", f"{at['page_ms']:.2f}", f"{per_1000:.2f}"
-        )
+        per_1000 = at["list_ms"] / at["listed"] * 1000
+        times = (f"{each:.2f}" for each in (at["list_ms"], per_1000, at["part_ms"], at["results_ms"]))
+        reads.add_row(f"{at['jobs']:,}", f"{at['listed']:,}", *times)
     records = "the record of a job that ran has {record_bytes_real:,} bytes, that of a copy {record_bytes_copied:,}"
     return Group(printed.machine_text(document["machine"]), "", table, "", reads, records.format_map(document))
 

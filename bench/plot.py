@@ -81,7 +81,8 @@ def _bars(axes: Any, rounds: Sequence[Any], group: str, name: str) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.18)
     axes.tick_params(labelsize=8)
-    for side in ("top", "right"):
+    axes.xaxis.set_visible(False)  # the bars have their numbers
+    for side in ("top", "right", "bottom"):
         axes.spines[side].set_visible(False)
 
 
@@ -104,9 +105,10 @@ def growth(document: Document) -> Any:
     memory.plot(at, [size["resident_bytes"] / 2**20 for size in sizes], marker="o", label="node, resident MiB")
     memory.set_ylim(0)
     memory.set_title("memory", fontsize=10, loc="left")
-    reads.plot(at, [size["page_ms"] for size in sizes], marker="o", label="a page of 100 results")
+    reads.plot(at, [size["results_ms"] for size in sizes], marker="o", label="results of 100 jobs")
+    reads.plot(at, [size["part_ms"] for size in sizes], marker="o", label="100 ids of a list")
     reads.plot(
-        at, [size["listed_ms"] / size["listed"] * 1000 for size in sizes], marker="o", label="1,000 ids of a list"
+        at, [size["list_ms"] / size["listed"] * 1000 for size in sizes], marker="o", label="a whole list, per 1,000 ids"
     )
     reads.set_ylim(0)
     reads.set_title("reading on an idle node, ms", fontsize=10, loc="left")
