@@ -41,11 +41,6 @@ class Clock:
         """Of one core."""
         return self._generator_s / self.seconds
 
-    @property
-    def share(self) -> float:
-        """What all processes used together, of one core."""
-        return self._used.total() / TICKS_PER_S / self.seconds
-
     def cpu_us(self, jobs: int) -> dict[str, float]:
         """Microseconds per job: `cpu_<kind>_us`, of those that had work."""
         work = IDLE_SHARE * self.seconds * TICKS_PER_S

@@ -17,14 +17,11 @@ from typing import Any
 
 import redis
 
-from bench.clock import Clock
 from node.store.embedded import server_binary
 
 ROOT = Path(__file__).parents[1]
 READY_S = 60.0
 STOP_S = 30.0
-SETTLED_S = 0.3  # for which a node shows that it has started
-SETTLED_SHARE = 0.1  # of a core, that it uses at most meanwhile
 SLOTS = 64  # calls of one container at once, of the nodes and of the smallest one
 CONTAINERS = ("echo-1", "echo-2", "echo-3")
 SLOW = "slow"  # takes SLOW_S
@@ -154,23 +151,7 @@ def node(directory: Path, settings: Mapping[str, Any], containers: Mapping[str, 
         _until(lambda: _serves(port, containers), started, "the node")
         server_pid = int((data_dir / "valkey" / "valkey.pid").read_text())
         store = data_dir / "valkey" / "valkey.sock"
-        subject = Subject(port=port, roots={"server": server_pid, "node": started.pid}, store=store)
-        _until_settled(subject)
-        yield subject
-
-
-def _until_settled(subject: Subject) -> None:
-    """All its processes are there, and none has anything to do: workers may come after the first answer."""
-    deadline = time.monotonic() + READY_S
-    known: list[tuple[str, int]] = []
-    while time.monotonic() < deadline:
-        processes = subject.processes()
-        with Clock(processes) as clock:
-            time.sleep(SETTLED_S)
-        if processes == known and clock.share < SETTLED_SHARE:
-            return
-        known = processes
-    raise Broken(f"the node had not settled after {READY_S:g} s")
+        yield Subject(port=port, roots={"server": server_pid, "node": started.pid}, store=store)
 
 
 def _serves(port: int, containers: Mapping[str, Subject]) -> bool:

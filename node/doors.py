@@ -2,35 +2,22 @@
 
 import asyncio
 import socket
-import ssl
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from node.api.app import application, serving
+from node.api.health import MetricsText
 from node.api.identity import Identity
-from node.config import Config
 from node.errors import Unavailable
 from node.guardian import Guardian
-from node.leases import Leases
-from node.metrics import Metrics
+from node.house import House
+from node.leases import end_left_streams
 from node.orchestrator import Orchestrator, Slots
 from node.registry import Registry
 from node.situation import News
 from node.store import Store
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class House:
-    """What is the same in each process of the node, over its whole life. data_dir: absolute."""
-
-    config: Config
-    data_dir: Path
-    node_id: str
-    tls: ssl.SSLContext | None
 
 
 class Doors:
@@ -45,14 +32,13 @@ class Doors:
         registry: Registry,
         slots: Slots,
         news: News,
-        metrics: Metrics,
+        metrics_text: MetricsText,
     ) -> None:
         self._ending: asyncio.Task[None] | None = None
         self._house = house
         self._sockets = sockets
         self._store = store
-        self._metrics = metrics
-        self._leases = Leases(store, house.config.runner, metrics)
+        self._metrics_text = metrics_text
         specs = {spec.id: spec for spec in house.config.containers}
         self._orchestrator = Orchestrator(
             store=store,
@@ -63,14 +49,14 @@ class Doors:
         )
 
     async def __aenter__(self) -> Self:
-        settings, store = self._house.config.server, self._store
+        settings, store = self._house.door_settings, self._store
         self._group = await asyncio.TaskGroup().__aenter__()
         async with AsyncExitStack() as stack:
             store.access.remember(self._house.data_dir / "keyed")
             identity = Identity(await stack.enter_async_context(store.access), settings)
             rate = settings.rate_limit
             limit = await stack.enter_async_context(store.limit(rate)) if rate else None
-            app = application(self._orchestrator, settings, self._metrics, identity, limit)
+            app = application(self._orchestrator, settings, self._metrics_text, identity, limit)
             await stack.enter_async_context(serving(app, settings, self._house.tls, self._sockets))
             self._stack = stack.pop_all()
         return self
@@ -87,11 +73,11 @@ class Doors:
 
     async def recover(self) -> None:
         """Once. Whoever calls makes sure that nobody else works under this process's name."""
-        await self._leases.end_streams(self._store.name)
+        await end_left_streams(self._store, self._store.name)
         self._ending = self._group.create_task(self._end_left(), name="left-streams")
 
     async def _end_left(self) -> None:
         while True:
             await asyncio.sleep(self._house.config.runner.reclaim_s)
             with suppress(Unavailable):  # told by the store, once
-                await self._leases.end_streams(self._store.name)
+                await end_left_streams(self._store, self._store.name)

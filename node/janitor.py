@@ -15,7 +15,7 @@ from node.config import Retention
 from node.config import Runner as Settings
 from node.errors import Unavailable
 from node.jobs import State
-from node.leases import Leases
+from node.leases import Leases, end_left_streams
 from node.metrics import Metrics
 from node.store import Store
 
@@ -67,7 +67,7 @@ class Janitor:
         for name in {self._store.name, *await self._store.names(self._store.name)} - set(self._names):
             for container in self._containers:
                 await self._leases.recover(container, name)
-            await self._leases.end_streams(name)
+            await end_left_streams(self._store, name)
 
     async def __aenter__(self) -> Self:
         self._group = await asyncio.TaskGroup().__aenter__()

@@ -10,7 +10,6 @@ import contextlib
 import math
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from typing import Any
@@ -42,8 +41,6 @@ class Lane:
         self._retries = metrics.retries.labels(self.container)
         self._slots = slots
         self._slot = asyncio.Semaphore(slots)
-        self._share = (slots + 1) // 2  # of the slots, for one caller's streams
-        self._holders: Counter[str] = Counter()  # how many each caller's streams hold or wait for
         self._maybe_more = True
         self._look = asyncio.Event()
         self._freed = asyncio.Event()
@@ -63,6 +60,11 @@ class Lane:
     def claims(self) -> list[Claim]:
         """The steps that run here now."""
         return list(self._running.values())
+
+    @property
+    def streams(self) -> list[str]:
+        """Ids of the jobs that hold a slot without being in the lane."""
+        return list(self._streams.values())
 
     async def serve(self) -> None:
         """Take and run steps until `close`; ends when the last of them has ended."""
@@ -111,17 +113,14 @@ class Lane:
                 task.cancel()
 
     @contextlib.asynccontextmanager
-    async def slot(self, job_id: str, caller: str) -> AsyncIterator[None]:
-        """One of the container's slots, for a call that does not come from the queue. Waits until one is free, and
-        until the caller holds fewer than half of them so, that others get on.
+    async def slot(self, job_id: str, *, held: bool) -> AsyncIterator[None]:
+        """One of the container's slots, for a call that does not come from the queue. Waits until one is free, or takes
+        it at once for a call that is already under way (`held`).
 
         The task that holds it is cancelled by `abort`.
         """
-        await self._target.until_ready()
-        while self._holders[caller] >= self._share:
-            self._freed.clear()
-            await self._freed.wait()
-        self._holders[caller] += 1
+        if not held:
+            await self._target.until_ready()
         try:
             async with self._slot:
                 task = asyncio.current_task()
@@ -133,7 +132,6 @@ class Lane:
                 finally:
                     del self._streams[task]
         finally:
-            self._holders -= Counter([caller])  # and what is 0 is dropped
             self._leave()
 
     def _told(self) -> None:

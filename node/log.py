@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import lru_cache
 from logging.handlers import RotatingFileHandler
 from typing import Any
@@ -38,16 +39,45 @@ CURRENT_REQUEST: ContextVar[str] = ContextVar("request_id", default="")
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How lines look: as text for a terminal, or as JSON."""
+
+    console: bool
+    colors: bool
+
+
+def look(settings: Log) -> Look:
+    """As standard error of this process asks for it."""
+    terminal = sys.stderr.isatty()
+    return Look(console=settings.format == "console" or (settings.format == "auto" and terminal), colors=terminal)
+
+
 def set_up(settings: Log, **common: Any) -> None:
-    """Configure logging for the process; `common` fields stand in every line."""
-    console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
+    """Configure logging for the main process; `common` fields stand in every line."""
     sinks = [_Sink("stderr", _to_stderr)]
     if settings.path:
         sinks.append(_Sink("log.path", _File(settings).write))
+    _configure(settings, look(settings), sinks, common)
+
+
+def set_up_worker(settings: Log, look: Look, **common: Any) -> None:
+    """The same for a worker, whose standard error is read by the main process (`pass_on`)."""
+    _configure(settings, look, [_Sink("main", _to_stderr)], common)
+
+
+def pass_on(line: bytes) -> None:
+    """Write a line that another process has made."""
+    factory = structlog.get_config()["logger_factory"]
+    if isinstance(factory, _Sinks):
+        factory.msg(line)
+
+
+def _configure(settings: Log, look: Look, sinks: list["_Sink"], common: dict[str, Any]) -> None:
     structlog.configure(
         processors=[
             _Fields(common),
-            *([_console(), _encoded] if console else [_json]),
+            *([_console(look), _encoded] if look.console else [_json]),
         ],
         wrapper_class=_logger(getattr(logging, settings.level.upper())),
         logger_factory=_Sinks(sinks),
@@ -65,9 +95,9 @@ def flush() -> None:
         factory.flush()
 
 
-def _console() -> structlog.dev.ConsoleRenderer:
+def _console(look: Look) -> structlog.dev.ConsoleRenderer:
     """With plain tracebacks: the renderer's own ones show the values of variables, and a secret may be one."""
-    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+    return structlog.dev.ConsoleRenderer(colors=look.colors, exception_formatter=structlog.dev.plain_traceback)
 
 
 def _logger(level: int) -> type[Any]:

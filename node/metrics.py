@@ -1,9 +1,12 @@
 """What this node counts, for Prometheus: `GET /metrics` shows it. Each metric is made here and nowhere else.
 
-One `Metrics` per node, made in `main` and passed down. It has a registry of its own, so two of them never meet.
-Counters only grow and start at 0 with the process. Whoever adds one: the unit stands in its name (`_seconds`,
+One `Metrics` per process, made at its top and passed down. It has a registry of its own, so two of them never meet.
+Workers tell the main process by how much theirs have grown, so those of the main process are the node's.
+Counters only grow and start at 0 with the node. Whoever adds one: the unit stands in its name (`_seconds`,
 `_bytes`), and a label has few values (a container's id, never a job's).
 """
+
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -18,6 +21,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._counters: dict[str, Counter] = {}
+        self._told: dict[tuple[str, str], float] = {}
         Info("stoker_build", "This node.", registry=self._registry).info({"version": __version__})
         self.reclaimed = self._of_container(
             "stoker_jobs_reclaimed", "Jobs whose step was queued again because its node died or froze."
@@ -38,8 +43,31 @@ class Metrics:
         """All of them, as `CONTENT_TYPE`."""
         return generate_latest(self._registry)
 
-    def _counter(self, name: str, meaning: str) -> Counter:
-        return Counter(name, meaning, registry=self._registry)
+    def grown(self) -> dict[str, dict[str, float]]:
+        """By how much counters have grown since this was last asked: by name, by container ("": it has none).
+
+        How long the store was away is not among them: one process of a node counts that.
+        """
+        grown: dict[str, dict[str, float]] = {}
+        for name, counter in self._counters.items():
+            for sample in next(iter(counter.collect())).samples:
+                container = sample.labels.get("container", "")
+                more = sample.value - self._told.get((name, container), 0)
+                if sample.name.endswith("_total") and more and counter is not self.store_away_s:
+                    self._told[name, container] = sample.value
+                    grown.setdefault(name, {})[container] = more
+        return grown
+
+    def add(self, grown: Mapping[str, Mapping[str, float]]) -> None:
+        """What another process has counted."""
+        for name, by_container in grown.items():
+            counter = self._counters[name]
+            for container, more in by_container.items():
+                (counter.labels(container) if container else counter).inc(more)
+
+    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        counter = self._counters[name] = Counter(name, meaning, labels, registry=self._registry)
+        return counter
 
     def _of_container(self, name: str, meaning: str) -> Counter:
-        return Counter(name, meaning, ["container"], registry=self._registry)
+        return self._counter(name, meaning, "container")

@@ -1,8 +1,8 @@
 """Runs steps on this node: one lane per container, the renewal of what runs, and the drain at the end."""
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -38,6 +38,7 @@ class Runner:
         self._containers = list(registry.containers)
         self._lanes = {name: Lane(registry[name], count, store, metrics) for name, count in slots.items() if count}
         self._serving: list[asyncio.Task[None]] = []
+        self._hears = asyncio.Event()  # of jobs that are stopped
 
     async def recover(self) -> None:
         """Once, before it is entered: what an earlier life of this process had claimed is free at once.
@@ -47,9 +48,13 @@ class Runner:
         for container in self._containers:
             await self._leases.recover(container, self._store.name)
 
-    def slot(self, container: str, job_id: str, caller: str) -> AbstractAsyncContextManager[None]:
-        """`orchestrator.Slots`"""
-        return self._lanes[container].slot(job_id, caller)
+    @asynccontextmanager
+    async def slot(self, container: str, job_id: str, *, held: bool = False) -> AsyncIterator[None]:
+        """A slot of a container for a job that is in no lane; from the moment on that it could be stopped."""
+        if not held:
+            await self._hears.wait()
+        async with self._lanes[container].slot(job_id, held=held):
+            yield
 
     async def __aenter__(self) -> Self:
         self._group = await asyncio.TaskGroup().__aenter__()
@@ -67,6 +72,7 @@ class Runner:
     ) -> None:
         for lane in self._lanes.values():
             lane.close()
+        self._hears.set()  # who waits is refused
         if self._serving:
             await asyncio.wait(self._serving, timeout=self._settings.drain_s)
             for lane in self._lanes.values():
@@ -82,11 +88,20 @@ class Runner:
             try:
                 async with aclosing(self._store.stopped()) as ended:
                     async for job_id in ended:
-                        for lane in self._lanes.values():
-                            lane.abort([job_id])
+                        self._abort([job_id] if job_id else await self._ended_streams())
+                        self._hears.set()
             except Unavailable as error:
                 log.debug("stopping_waits", error=str(error))
                 await asyncio.sleep(STOPPING_RETRY_S)
+
+    def _abort(self, job_ids: Collection[str]) -> None:
+        for lane in self._lanes.values():
+            lane.abort(job_ids)
+
+    async def _ended_streams(self) -> list[str]:
+        """Those that were stopped while nobody here could hear it. Steps have the renewal of their leases for that."""
+        ids = [job_id for lane in self._lanes.values() for job_id in lane.streams]
+        return [job.id for job in await self._store.get(ids) if job and job.state.terminal]
 
     async def _renew(self) -> None:
         while True:

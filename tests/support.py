@@ -191,7 +191,8 @@ class Node:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config: dict[str, Any] = {"data_dir": str(directory / "data"), **more, "containers": containers}
-        self.config["server"] = {"port": self.port, **more.get("server", {})}
+        self.config["server"] = {"port": self.port, "workers": 0, **more.get("server", {})}
+        self.config["runner"] = {"workers": 0, **more.get("runner", {})}
         self.arguments: list[str] = []
         self.prefix: list[str] = []  # a command that runs the node, such as `prlimit`
         self.tls: ssl.SSLContext | bool = True  # how its certificate is checked

@@ -649,6 +649,10 @@ def test_secret_files_that_cannot_be_used_are_told(write: Write, tmp_path: Path)
         ),
         (containers({"id": "a", "image": "i"}, {"id": "b", "image": "i", "port": 0}, server={"port": 0}), None),
         (containers({"id": "a", "url": "http://h", "port": 3000}, {"id": "b", "image": "i", "port": 3000}), None),
+        (
+            {"node_id": "a/r1"},
+            'node_id: found "a/r1", expected a name without a slash: NODE/r1 is that of a process of NODE',
+        ),
         ({"chain": {"enabled": "true"}}, "chain.enabled: found true, expected false: on-chain work is not supported"),
         (server(host="0.0.0.0"), None),
         (

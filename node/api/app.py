@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from node.api.connections import MAX_HEADERS, MAX_LINE_BYTES, Connections
-from node.api.health import Probes
+from node.api.health import MetricsText, Probes
 from node.api.identity import Identity
 from node.api.infernet import Infernet
 from node.api.jobs import Jobs
@@ -18,7 +18,6 @@ from node.api.openapi import OpenApi
 from node.api.origin import own_site
 from node.api.route import serve
 from node.config import Server
-from node.metrics import Metrics
 from node.orchestrator import Orchestrator
 from node.store import Limit
 
@@ -29,12 +28,12 @@ CLOSE_S = 5.0  # for requests under way when the server stops
 
 
 def application(
-    orchestrator: Orchestrator, settings: Server, metrics: Metrics, identity: Identity, limit: Limit | None
+    orchestrator: Orchestrator, settings: Server, metrics_text: MetricsText, identity: Identity, limit: Limit | None
 ) -> web.Application:
     bodies = Bodies(settings)
     app = web.Application(middlewares=[guard(identity, limit, own_site(settings), bodies)])
     app[BODIES] = bodies
-    doors = (Infernet(orchestrator, settings), Jobs(orchestrator), Probes(orchestrator, metrics))
+    doors = (Infernet(orchestrator, settings), Jobs(orchestrator), Probes(orchestrator, metrics_text))
     routes = [route for door in doors for route in door.routes()]
     serve(app, [*routes, *OpenApi(routes).routes()])
     return app

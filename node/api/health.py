@@ -3,20 +3,25 @@
 `/health` itself is Infernet's, and stands with its routes.
 """
 
+from collections.abc import Awaitable, Callable
+
 from aiohttp import web
 
 from node.api import examples, shapes
 from node.api.reply import reply
 from node.api.route import Answer, Route
 from node.jobs import Role
-from node.metrics import CONTENT_TYPE, Metrics
+from node.metrics import CONTENT_TYPE
 from node.orchestrator import Orchestrator
+
+MetricsText = Callable[[], Awaitable[bytes]]
+"""What all processes of the node have counted, as `CONTENT_TYPE`. Raises `Unavailable`."""
 
 
 class Probes:
-    def __init__(self, orchestrator: Orchestrator, metrics: Metrics) -> None:
+    def __init__(self, orchestrator: Orchestrator, metrics_text: MetricsText) -> None:
         self._orchestrator = orchestrator
-        self._metrics = metrics
+        self._metrics_text = metrics_text
 
     def routes(self) -> list[Route]:
         return [
@@ -74,4 +79,4 @@ class Probes:
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
         """The counters, in the text format of Prometheus."""
-        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(body=await self._metrics_text(), headers={"Content-Type": CONTENT_TYPE})

@@ -7,7 +7,6 @@ status, results come in the order asked, a bad item of a batch has its own error
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from typing import Any
 
 import structlog
@@ -19,7 +18,7 @@ from node.api.middleware import CALLER, HEADERS, ONCE, once, read_json
 from node.api.reply import reply
 from node.api.route import Answer, Body, Parameter, Route
 from node.config import Server
-from node.errors import SHOWN_CHARS, Forbidden, NotFound, RateLimited, Refusal, Rejected, Unavailable
+from node.errors import SHOWN_CHARS, Forbidden, NotFound, Refusal, Rejected, Unavailable
 from node.guardian import demand, within
 from node.jobs import JobRequest, Role
 from node.orchestrator import Orchestrator
@@ -35,7 +34,6 @@ class Infernet:
     def __init__(self, orchestrator: Orchestrator, settings: Server) -> None:
         self._orchestrator = orchestrator
         self._settings = settings
-        self._streams: Counter[str] = Counter()  # by caller
 
     def routes(self) -> list[Route]:
         return [*self._about_jobs(), *self._about_the_node()]
@@ -295,22 +293,7 @@ class Infernet:
         When the container fails midway the connection is aborted, so that no client takes what it has for the whole.
         """
         job = body.job_request(await read_json(request), delegated="Streaming only supported for OffchainJob requests.")
-        caller = request[CALLER].id
-        self._refuse_more_streams(caller)
-        self._streams[caller] += 1
-        try:
-            return await self._relay(job, request)
-        finally:
-            self._streams -= Counter([caller])  # and what is 0 is dropped
-
-    def _refuse_more_streams(self, caller: str) -> None:
-        limit = self._settings.max_streams
-        if self._streams.total() >= limit:
-            raise Unavailable("Too many streams", retry_after_s=1, limit=limit, setting="server.max_streams")
-        limit = self._settings.max_streams_per_caller
-        if self._streams[caller] >= limit:
-            setting = "server.max_streams_per_caller"
-            raise RateLimited("Too many streams at once", retry_after_s=1, limit=limit, setting=setting)
+        return await self._relay(job, request)
 
     async def _relay(self, job: JobRequest, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"Content-Type": STREAM} | request[HEADERS])

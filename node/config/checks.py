@@ -15,6 +15,9 @@ def check(config: Config) -> Iterator[Fault]:
     """What is wrong although each value by itself is right."""
     if config.chain.enabled:
         yield Fault(loc=("chain", "enabled"), found="true", expected="false: on-chain work is not supported")
+    if "/" in config.node_id:
+        expected = "a name without a slash: NODE/r1 is that of a process of NODE"
+        yield Fault(loc=("node_id",), found=json.dumps(config.node_id), expected=expected)
     yield from _too_soon_gone(config.runner)
     yield from _same_ids(config)
     yield from _same_ports(config)

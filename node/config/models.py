@@ -3,6 +3,8 @@
 A section describes each value by itself; rules about several values together are in `checks`.
 """
 
+import os
+import sys
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
@@ -40,6 +42,15 @@ from node.config.values import (
 )
 
 
+def _cores() -> int:
+    """As many workers as there are cores for this process. On one core, or where the system has no way to say so and to
+    end workers with their node, none: they would cost, and bring nothing."""
+    if sys.platform != "linux":
+        return 0
+    cores = len(os.sched_getaffinity(0))
+    return cores if cores > 1 else 0
+
+
 class Section(BaseModel):
     """Common manners of every section: frozen, numbers may be strings, unknown keys are left out.
 
@@ -62,6 +73,11 @@ class Server(Section):
 
     host: Text = Field("127.0.0.1", description="Address to listen on.")
     port: Port = Field(4000, description="Port to listen on; 0 takes a free one.")
+    workers: Natural | None = Field(
+        None,
+        description="Processes beside the main one that answer requests; 0: the main process does. When absent: as "
+        "many as there are cores that the node may use, none on a single core.",
+    )
     insecure: bool = Field(
         False,
         description="Serve an address that others can reach without any API key. Once there is one, it is needed.",
@@ -99,7 +115,8 @@ class Server(Section):
     )
     max_connections: Count = Field(
         4096,
-        description="Most connections at once; one more is answered 503. The limit of open files may make it less.",
+        description="Most connections at once; one more is answered 503. The limit of open files may make it less. "
+        "Each worker has its part of them.",
     )
     max_streams: Count = Field(
         1000, description="Most streams at once, waiting ones included; one more is answered 503."
@@ -112,7 +129,8 @@ class Server(Section):
     max_body_bytes: Bytes = Field(16 * MIB, description="Largest request body; more is answered 413.")
     max_bodies_bytes: Bytes = Field(
         256 * MIB,
-        description="Most bytes of bodies that are on their way or worked on, those up to 64 KiB aside; more: 503.",
+        description="Most bytes of bodies that are on their way or worked on, those up to 64 KiB aside; more: 503. "
+        "Each worker has its part, but at least `max_body_bytes`.",
     )
     max_answer_bytes: Bytes = Field(
         64 * MIB, description="Most bytes of outputs in the results that one request asks for; more is answered 413."
@@ -126,6 +144,11 @@ class Server(Section):
         100, description="Jobs of one caller that have not ended, from which on its further ones queue behind others'."
     )
     idempotency_s: Count = Field(86_400, description="How long an `Idempotency-Key` is remembered.")
+
+    @property
+    def processes(self) -> int:
+        """How many workers there are."""
+        return _cores() if self.workers is None else self.workers
 
     @property
     def reachable(self) -> bool:
@@ -173,6 +196,11 @@ class Embedded(Section):
 class Runner(Section):
     """How work is taken and handed back."""
 
+    workers: Natural | None = Field(
+        None,
+        description="Processes beside the main one that run steps; 0: the main process does. When absent: as many as "
+        "there are cores that the node may use, none on a single core. They share out each container's `concurrency`.",
+    )
     lease_s: Seconds = Field(30, description="A running step whose node has not renewed it for so long is taken over.")
     reclaim_s: Seconds = Field(5, description="How often expired leases are looked for.")
     max_deliveries: Count = Field(3, description="A step whose worker died so many times fails its job.")
@@ -191,6 +219,11 @@ class Runner(Section):
     drain_s: Grace = Field(
         30, description="Grace for running steps at shutdown; what is not finished then is handed back to the queue."
     )
+
+    @property
+    def processes(self) -> int:
+        """How many workers there are."""
+        return _cores() if self.workers is None else self.workers
 
 
 class Retention(Section):

@@ -36,10 +36,26 @@ def external(settings: Redis, *, node_id: str, bounds: Bounds | None = None, met
 
 @contextmanager
 def held(data_dir: Path) -> Iterator[None]:
-    """Hold the directory's lock: two nodes never share a data directory. `BlockingIOError` when another one does."""
-    with (data_dir / "lock").open("w") as lock:
+    """Hold the directory's lock: two nodes never share a data directory. `BlockingIOError` when another one does.
+
+    Processes forked meanwhile hold it too, so none of an earlier life of the node works any more when it is had.
+    """
+    with (data_dir / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
+
+
+def orphaned(data_dir: Path) -> bool:
+    """Whether the lock is held only by what a process that is gone has forked; that ends in a moment."""
+    try:
+        holder = int((data_dir / "lock").read_text())
+        os.kill(holder, 0)
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 @asynccontextmanager

@@ -449,16 +449,17 @@ class Store:
         return [job_id for job_id in held if job_id not in self._streams]
 
     async def stopped(self) -> AsyncGenerator[str, None]:
-        """Ids of jobs that are ended while a step of theirs runs, as it happens, on a connection of its own.
+        """Ids of jobs that are ended while a step of theirs runs, as it happens, on a connection of its own. First "":
+        from then on none is missed.
 
-        A message may be missed while the connection is down; the renewal of a lease finds out in any case.
+        One may be missed while the connection is down; the renewal of a lease finds out in any case.
         """
         client = self._connect()
         try:
-            async with client.pubsub(ignore_subscribe_messages=True) as channel:
+            async with client.pubsub() as channel:
                 await channel.subscribe(keys.STOPPED)
                 async for message in channel.listen():
-                    yield message["data"].decode()
+                    yield message["data"].decode() if message["type"] == "message" else ""
         except (exceptions.RedisError, OSError) as error:
             raise unavailable(error) from error
         finally:

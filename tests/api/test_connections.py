@@ -281,16 +281,17 @@ async def test_one_stream_too_many_is_503_and_leaving_makes_room(small: Node) ->
     stream = ("POST /api/jobs/stream HTTP/1.1", TYPE, f"Content-Length: {len(body)}")
     before = open_files(small) + SPARE
     async with contextlib.AsyncExitStack() as stack:
-        streams = [await stack.enter_async_context(Raw(small)) for _ in range(STREAMS)]
-        for raw in streams:  # the first runs, the others wait for the container's only slot
+        streams = [await stack.enter_async_context(Raw(small)) for _ in range(STREAMS + 1)]
+        for raw in streams:  # one runs, the others wait for the container's only slot, and one is too many
             raw.send(*stream, body=body.encode())
+        answers = [asyncio.create_task(raw.head()) for raw in streams]
 
         async def refused() -> bool:
-            async with Client(small) as client:
-                answer = await client.ask("POST", "/api/jobs/stream", {"containers": ["nope"], "data": {}})
-            return answer.status == 503
+            return sorted(answer.result()[0] for answer in answers if answer.done()) == [200, 503]
 
         await eventually(refused, seconds=10, message="the limit of streams")
+        for waiting in answers:
+            waiting.cancel()
         async with Client(small) as client:
             answer = await client.ask("POST", "/api/jobs/stream", body.encode())
             assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
@@ -409,13 +410,16 @@ async def test_one_callers_streams_leave_slots_and_streams_for_others(tmp_path: 
         Client(node, "127.4.0.1") as other,
     ):
         streams = [await stack.enter_async_context(Raw(node)) for _ in range(3)]
-        for raw in streams:
-            raw.send(*stream, body=body.encode())
         for raw in streams[:2]:
+            raw.send(*stream, body=body.encode())
             assert (await raw.head())[0] == 200  # two of three slots; the third stream waits
+        streams[2].send(*stream, body=body.encode())
 
         async def refused() -> bool:
-            return (await client.ask("POST", "/api/jobs/stream", {"containers": ["nope"], "data": {}})).status == 429
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1), Client(node) as fourth:
+                    return (await fourth.ask("POST", "/api/jobs/stream", body.encode())).status == 429
+            return False  # it waited in the third's place
 
         await eventually(refused, seconds=10, message="the caller's limit of streams")
         answer = await client.ask("POST", "/api/jobs/stream", body.encode())
