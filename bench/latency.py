@@ -97,8 +97,12 @@ def single_jobs(running: Running, name: str) -> Figures:
 
 
 def _ended(running: Running, name: str, container: str, count: int, *, at_once: int) -> tuple[float, int]:
-    """How long it takes until the jobs have ended, and how many calls the container had at once."""
+    """How long it takes until the jobs have ended, and how many calls the container had at once.
+
+    Each slot runs one job before the clock starts, so that its connection is open.
+    """
     with Connection(running.containers[container].port) as asked, Connection(running.port(name)) as connection:
+        client.collect(connection, list(Batches([container], 1, at_once).send(running.port(name))))
         _most(asked)
         made = Batches([container], 1, count)
         with load.collector_off():
