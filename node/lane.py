@@ -29,6 +29,7 @@ REPEAT_FIRST_S = 0.2  # before a call is repeated; then longer each time
 REPEAT_FACTOR = 4
 RETRY_S = 0.5  # after a claim or a wait that the store did not answer
 PATIENCE_S = 1.0  # for a slot of a step that was taken ahead
+OWN_S = 0.005  # between two waits that only tell what this process knows
 LATEST = 0.2  # weight of the latest duration in a mean
 
 
@@ -47,6 +48,7 @@ class Lane:
         self._tails: Tails | None = None  # where the lane was last found empty
         self._seen: Tails | None = None  # by the waiter, since the last claim began
         self._wait = asyncio.Event()
+        self._claiming = False
         self._open = True
         self._running: dict[asyncio.Task[None], Claim] = {}
         self._calling: set[str] = set()  # entries of the claims whose calls have not ended
@@ -144,6 +146,7 @@ class Lane:
 
     async def _take(self, tasks: asyncio.TaskGroup) -> None:
         self._maybe_more, self._seen = False, None  # before the call: who queues during it sets them again
+        self._claiming = True
         began = time.monotonic()
         try:
             claims, tails = await self._store.claim(self.container, self._room)
@@ -151,6 +154,8 @@ class Lane:
             self._maybe_more = True
             await asyncio.sleep(RETRY_S)
             return
+        finally:
+            self._claiming = False
         self._claim_s += LATEST * (time.monotonic() - began - self._claim_s)
         for claim in claims:
             self._calling.add(claim.entry)
@@ -178,16 +183,18 @@ class Lane:
             while True:
                 await self._wait.wait()
                 self._wait.clear()
+                seen = None
                 try:
-                    self._seen = await waiter.wait(self._tails or Tails(), WAIT_S)
+                    seen = await waiter.wait(self._tails or Tails(), WAIT_S)
                 except Unavailable:
                     await asyncio.sleep(RETRY_S)
-                if self._seen is None:
+                if seen is None:
                     self._told()
-                elif self._more:
-                    self._look.set()
-                else:
-                    self._wait.set()
+                    continue
+                self._seen = seen
+                self._look.set()
+                if self._claiming or self._maybe_more:  # this process queued it, and most often queues more
+                    await asyncio.sleep(OWN_S)
         finally:
             await waiter.close()
 

@@ -17,16 +17,14 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import hiredis
 import redis.asyncio
 import structlog
 from redis import exceptions
-from redis.asyncio.connection import Connection
 
 from node.errors import Unavailable
 from node.metrics import Metrics
 from node.store import keys
-from node.store.connect import Elsewhere
+from node.store.connect import Elsewhere, Line
 
 log = structlog.get_logger()
 
@@ -85,8 +83,7 @@ class Commit:
 
     def __init__(self, client: redis.asyncio.Redis, timeout_s: float, metrics: Metrics, *, replicas: int = 0) -> None:
         """replicas: how many of them must have a group before its calls count as done."""
-        self._client = client
-        self._connection: Connection | None = None
+        self._line = Line(client)
         self._timeout_s = timeout_s
         self._replicas = replicas
         self._waiting: deque[_Call] = deque()
@@ -165,14 +162,16 @@ class Commit:
             return
         self._tell(answers=True)
         unknown = []
-        for bundle, reply in zip(bundles, replies, strict=True):
+        for bundle, reply in zip(
+            reversed(bundles), reversed(replies), strict=True
+        ):  # claims first: steps wait for them
             if isinstance(reply, exceptions.NoScriptError):
                 unknown.append(bundle)
             else:
                 _deliver(bundle, reply)
         if unknown:
             await self._load({bundle[0].kind[0] for bundle in unknown if bundle[0].kind})
-            self._waiting.extendleft(call for bundle in reversed(unknown) for call in reversed(bundle))
+            self._waiting.extendleft(call for bundle in unknown for call in reversed(bundle))
             self._wanted.set()
 
     async def _send(self, bundles: list[list[_Call]]) -> list[Any]:
@@ -186,32 +185,16 @@ class Commit:
         commands = [_words(bundle) for bundle in bundles]
         if self._replicas:
             commands.append(("WAIT", self._replicas, int(self._timeout_s * WAIT_SHARE * 1000)))
-        replies = await self._exchange(commands)
+        replies = await self._line.exchange(commands)
         if self._replicas and _fewer(replies.pop(), self._replicas):
             raise exceptions.ConnectionError(f"fewer than {self._replicas} replicas have the change")
         return replies
-
-    async def _exchange(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """Past redis-py's pipelines, which take several times as long to write."""
-        if self._connection is None:
-            self._connection = await self._client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
-        connection = self._connection
-        if not connection.is_connected:
-            await connection.connect()
-        await connection.send_packed_command(b"".join(_packed(words) for words in commands))
-        return [await self._reply(connection, words[0]) for words in commands]
-
-    async def _reply(self, connection: Connection, command: str) -> Any:
-        try:
-            return await self._client.parse_response(connection, command)
-        except exceptions.ResponseError as error:  # of this command; the others have replies of their own
-            return error
 
     async def _load(self, scripts: set[Script]) -> None:
         """Give the server scripts that it lacks: it was restarted, or somebody flushed them."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                replies = await self._exchange([("SCRIPT LOAD", missing.text) for missing in scripts])
+                replies = await self._line.exchange([("SCRIPT LOAD", missing.text) for missing in scripts])
             if error := next((each for each in replies if isinstance(each, Exception)), None):
                 raise error
             self._metrics.scripts_loaded.inc(len(scripts))
@@ -292,11 +275,6 @@ def words(script: Script, operations: Sequence[Operation], shared: tuple[Any, ..
         args += args_of_one
     counts = len(keys_of_one), len(args_of_one), len(shared)
     return ("EVALSHA", script.sha, len(named), *named, *counts, *shared, *args)
-
-
-def _packed(words: tuple[Any, ...]) -> bytes:
-    packed: bytes = hiredis.pack_command((*words[0].split(), *words[1:]))
-    return packed
 
 
 def _deliver(bundle: list[_Call], reply: Any) -> None:

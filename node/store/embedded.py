@@ -163,6 +163,7 @@ class Embedded:
             "appendonly": "yes",
             "appendfsync": self._settings.fsync,
             "save": "",
+            "hash-max-listpack-value": "512",  # a small job's record then takes two thirds of the memory
             "maxmemory": str(self._settings.max_memory_bytes or memory_bytes() // 2),
             "maxmemory-policy": "noeviction",
             "daemonize": "no",

@@ -2,12 +2,13 @@
 
 import asyncio
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import redis.asyncio
 from redis import exceptions
 
 from node.store.commit import unavailable
+from node.store.connect import Line
 
 Place = tuple[int, int]
 """Id of a stream's entry: milliseconds, number."""
@@ -36,18 +37,22 @@ class Waiter:
 
     def __init__(self, client: redis.asyncio.Redis, streams: tuple[str, str], grace_s: float) -> None:
         self._client = client
+        self._line = Line(client)
         self._streams = streams
         self._grace_s = grace_s
 
     async def wait(self, tails: Tails, seconds: float) -> Tails | None:
         """Return when the lane has an entry later than `tails`, as a claim gave them: how far it is then. None after
         `seconds` without one."""
-        places: dict[Any, Any] = dict(zip(self._streams, map(_text, (tails.lane, tails.bulk)), strict=True))
+        places = map(_text, (tails.lane, tails.bulk))
+        command = ("XREAD", "COUNT", 1, "BLOCK", int(seconds * 1000), "STREAMS", *self._streams, *places)
         try:
             async with asyncio.timeout(seconds + self._grace_s):
-                found: Any = await self._client.xread(places, count=1, block=int(seconds * 1000))
+                (found,) = await self._line.exchange([command])
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             raise unavailable(error) from error
+        if isinstance(found, Exception):
+            raise unavailable(found)
         for stream, rows in found or ():
             kind = "lane" if stream == self._streams[0].encode() else "bulk"
             tails = replace(tails, **{kind: _place(rows[-1][0])})
