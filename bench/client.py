@@ -67,7 +67,7 @@ class Batches:
         return sent
 
 
-def collect(connection: Connection, ids: Sequence[str], pause_s: float = PAUSE_S) -> None:
+def collect(connection: Connection, ids: Sequence[str]) -> None:
     """Read results, in the order of submission, until all jobs have ended.
 
     A client that waits looks at the last job of a part only, and reads the part when that has ended.
@@ -78,7 +78,7 @@ def collect(connection: Connection, ids: Sequence[str], pause_s: float = PAUSE_S
             while RUNNING in connection.ask(look):
                 if time.monotonic() > deadline:
                     raise Wrong(f"some of {len(ids)} jobs had not ended after {END_S:g} s")
-                time.sleep(pause_s)
+                time.sleep(PAUSE_S)
 
 
 def check_done(connection: Connection, sent: Mapping[str, int], chain: Sequence[str]) -> None:

@@ -17,7 +17,6 @@ from bench.subjects import CONTAINERS, SINGLE, SINGLE_S, SLOTS, SLOW, SLOW_S
 WARM_UP = 20
 SLOW_JOBS = 500
 SINGLE_JOBS = 200
-LOOK_S = 0.002  # between two looks at a job that has not ended, where some milliseconds count
 
 IDEAL_S = -(-SLOW_JOBS // SLOTS) * SLOW_S  # of the slow jobs: so many rounds of all slots
 
@@ -108,7 +107,7 @@ def _ended(running: Running, name: str, container: str, count: int, *, at_once: 
         with load.collector_off():
             began = time.perf_counter()
             sent = made.send(running.port(name))
-            client.collect(connection, list(sent), LOOK_S)
+            client.collect(connection, list(sent))
             seconds = time.perf_counter() - began
         client.check_done(connection, sent, [container])
         most = _most(asked)
