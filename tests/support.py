@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from node.store.embedded import server_binary
 
 READY_S = 60.0
-LOG_S = 0.05  # longer than the node keeps lines to write them together
+LOG_S = 0.1  # longer than the node keeps lines to write them together; those of a worker pass two processes
 START_S = 600.0  # of containers whose images must be built
 ROOT = Path(__file__).parents[1]
 

@@ -72,11 +72,13 @@ def finished(job: Job) -> list[str]:
 
 
 @pytest.mark.timeout(600)
-async def test_accepted_jobs_survive_kills_and_finished_steps_are_not_run_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2] if FULL else [0])
+async def test_accepted_jobs_survive_kills_and_finished_steps_are_not_run_again(tmp_path: Path, workers: int) -> None:
+    of = {"workers": workers}
     with Echo() as a, Echo() as b, Echo() as c:
         services = {"a": a, "b": b, "c": c}
         containers = [spec for name, service in services.items() for spec in service.containers(name)]
-        async with Node(tmp_path, containers) as node:
+        async with Node(tmp_path, containers, server=of, runner=of) as node:
             trial = Trial(node, services)
             submitting = asyncio.create_task(trial.submit_all())
             total = BATCHES * BATCH * len(CHAIN)
