@@ -108,11 +108,15 @@ async def test_jobs_flow_through_all_of_them_and_their_log_is_one(tmp_path: Path
             result = await node.result(job_id)
             outputs = [result["result"], *result["intermediate_results"]]
             assert [each["output"] for each in outputs] == [{"key": key}] * 2
-        finished = node.events("step_finished")
+        many = [{"containers": ["b"], "data": {"key": "w-flow"}}] * 1000  # more lines at once than a pipe takes
+        burst = [answer["id"] for answer in await node.post("/api/jobs/batch", many)]
+        assert {(await node.result(job_id))["status"] for job_id in burst[::100]} == {"success"}
+        finished = [event for event in node.events("step_finished") if event["job_id"] in ids]
         assert {event["worker"] for event in finished} == {"r1", "r2"}
         assert {event["worker"] for event in node.events("job_queued")} == {"d1", "d2"}
         assert Counter(event["job_id"] for event in finished) == dict.fromkeys(ids, 2)
-        assert node.kill(signal.SIGTERM) == 0
+        assert await asyncio.to_thread(node.kill, signal.SIGTERM) == 0
+        assert {event["job_id"] for event in node.events("job_queued")} == {*ids, *burst}
     told, kept = node.log.read_text().splitlines(), (tmp_path / "file.log").read_text().splitlines()
     lines = [line for line in told if line.startswith("{")]
     assert [json.loads(line)["node_id"] for line in lines] == [json.loads(lines[0])["node_id"]] * len(lines)
