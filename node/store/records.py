@@ -59,20 +59,29 @@ def submission(job_id: str, caller: Caller, request: JobRequest, bounds: Bounds,
             caller.id,
             _chain_text(request.containers),
             request.data,
-            "1" if request.requires_proof else "",
             first,
             bounds.lanes.get(first, bounds.lane),
-            min(bounds.look_s, request.queue_timeout_s or bounds.look_s, request.timeout_s or bounds.look_s),
-            request.queue_timeout_s or "",
-            request.timeout_s or "",
-            once,
+            _rare(request, once),
         ),
     )
 
 
+def _rare(request: JobRequest, once: str) -> bytes:
+    """What few jobs have."""
+    if not (request.requires_proof or request.queue_timeout_s or request.timeout_s or once):
+        return b""
+    facts = {
+        "proof": request.requires_proof,
+        "queue_s": request.queue_timeout_s,
+        "total_s": request.timeout_s,
+        "once": once,
+    }
+    return msgspec.json.encode({name: value for name, value in facts.items() if value})
+
+
 def submissions_share(bounds: Bounds) -> tuple[Any, ...]:
     """What all operations of `submit.lua` share."""
-    return bounds.pending, bounds.share, bounds.remembered_s
+    return bounds.pending, bounds.share, bounds.remembered_s, bounds.look_s
 
 
 @lru_cache(CHAINS)

@@ -31,7 +31,8 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-SUBMIT, OPEN, CLAIM, FINISH = script("submit"), script("open"), script("claim", last=True), script("finish")
+SUBMIT, OPEN, CLAIM = script("submit"), script("open"), script("claim", last=True)
+FINISH, FAIL = script("finish"), script("fail")
 RELEASE, RENEW, RECLAIM, END = (script(name) for name in ("release", "renew", "reclaim", "end"))
 LOOK, ALIVE, PURGE, RETRY, HELD = (script(name) for name in ("look", "alive", "purge", "retry", "held"))
 
@@ -311,26 +312,15 @@ class Store:
         """Record a step's outcome and queue the next step or end the job. The job's state now; None when this attempt
         no longer holds the step, and nothing was changed."""
         following = claim.next_container
+        key = (keys.job(claim.job_id),)
+        held = claim.job_id, claim.caller, claim.attempt
         if isinstance(result, ContainerError):
-            kind, value = "error", result.error.encode()
+            finished = self._commit.run(FAIL, [(key, (*held, claim.container, result.error.encode()))])
         else:
-            kind, value = "output", result.output
-        operation = (
-            (keys.job(claim.job_id),),
-            (
-                claim.job_id,
-                claim.caller,
-                claim.attempt,
-                claim.step,
-                claim.container,
-                following or "",
-                kind,
-                value,
-            ),
-        )
-        finished = self._commit.run(FINISH, [operation])
-        if kind == "output" and following:
-            self._tell(following)
+            outcome = claim.step, claim.container, following or "", result.output
+            finished = self._commit.run(FINISH, [(key, (*held, *outcome))])
+            if following:
+                self._tell(following)
         (state,) = await finished
         return records.state(state)
 

@@ -22,19 +22,20 @@ local function begun(stream, mark, consumer, entry, fields)
     return nil
   end
   local job, large = job_key(id), tonumber(fields.n)
-  local known = redis.call('HMGET', job, 'state', 'step', 'caller', 'containers', 'proof', 'attempt', 'entry', 'node',
+  local known = redis.call('HMGET', job, 'state', 'entry', 'attempt', 'step', 'caller', 'containers', 'proof',
     large and 'proof' or input_of(step))
-  if known[1] == 'running' and known[7] == mark .. entry then -- the group was lost and made again; its node still has it
-    redis.call('XCLAIM', stream, 'nodes', known[8] or consumer, '0', entry, 'JUSTID')
+  if known[1] == 'running' and known[2] == mark .. entry then -- the group was lost and made again; its node still has it
+    redis.call('XCLAIM', stream, 'nodes', redis.call('HGET', job, 'node') or consumer, '0', entry, 'JUSTID')
     return nil
   end
-  if known[1] ~= 'queued' or known[2] ~= step then -- ended while it waited, or queued a second time
+  if known[1] ~= 'queued' or known[4] ~= step then -- ended while it waited, or queued a second time
     removed(stream, entry)
     return nil
   end
-  local attempt = string.format('%d', (tonumber(known[6]) or 0) + 1)
-  redis.call('HSET', job, 'state', 'running', 'attempt', attempt, 'node', consumer, 'entry', mark .. entry)
-  return { mark .. entry, id, known[3], known[4], step, attempt, known[5], large or known[9] }
+  local attempt = string.format('%d', (tonumber(known[3]) or 0) + 1)
+  redis.call('HSET', job, 'state', 'running', 'attempt', attempt, 'node', consumer)
+  if known[2] ~= mark .. entry then redis.call('HSET', job, 'entry', mark .. entry) end
+  return { mark .. entry, id, known[5], known[6], step, attempt, known[7], large or known[8] }
 end
 
 local function tail(stream)

@@ -18,8 +18,7 @@ local function one(keys, args)
   if container then dequeue(container, known[6]) end
   local facts = {}
   if args[3] ~= '' then facts = { 'error', args[3], 'failed_in', args[4] } end
-  if args[5] ~= '' then facts = { 'out', args[5] } end
-  if #args[5] > LARGE then redis.call('HSET', keys[1], 'large', '1') end
+  if args[5] ~= '' then facts = { last_output(keys[1], args[5]), args[5] } end
   conclude(args[1], args[2], known[2] or '', known[3] or now, unpack(facts))
   if args[7] == '1' then redis.call('ZADD', PREFIX .. 'dead', now, args[1]) end
   if state == 'running' and args[6] ~= '' then redis.call('PUBLISH', keys[2], args[1]) end

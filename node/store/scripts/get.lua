@@ -17,25 +17,22 @@ end
 
 local function one(keys, args, shared)
   local known = redis.call('HMGET', keys[1],
-    'caller', 'containers', 'state', 'step', 'attempt', 'created', 'ended', 'large', 'error', 'failed_in')
+    'caller', 'containers', 'state', 'step', 'attempt', 'created', 'ended', 'out', 'error', 'failed_in', 'large')
   if not known[1] or (shared[2] == '1' and known[1] ~= shared[3]) then return {} end
-  local large, fields = known[8], { 'out' }
-  known[8] = false
-  if shared[1] == '1' then
-    for i = 1, tonumber(known[4]) or 0 do fields[i + 1] = 'o' .. string.format('%d', i - 1) end
-  elseif not known[7] then
-    return known
-  end
+  local large, steps = known[11], shared[1] == '1' and tonumber(known[4]) or 0
+  known[11] = nil
+  local fields = { 'big' }
+  for i = 1, steps do fields[i + 1] = 'o' .. string.format('%d', i - 1) end
   local room = tonumber(shared[4])
   if room and (large or answered > room) then
-    local size = sizes(keys[1], fields)
+    local size = sizes(keys[1], fields) + #(known[8] or '')
     if size > 0 and answered + size > room then return size end
   end
-  local outputs = redis.call('HMGET', keys[1], unpack(fields))
-  known[8] = outputs[1]
-  for i, output in ipairs(outputs) do
-    answered = answered + #(output or '')
-    if i > 1 then known[i + 9] = output end
+  if large or steps > 0 then
+    local outputs = redis.call('HMGET', keys[1], unpack(fields))
+    known[8] = known[8] or outputs[1]
+    for i = 2, #outputs do known[i + 9] = outputs[i] end
   end
+  for i = 8, #known do answered = answered + (i ~= 9 and i ~= 10 and known[i] and #known[i] or 0) end
   return known
 end

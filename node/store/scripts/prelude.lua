@@ -68,6 +68,13 @@ local function input_of(step)
   return step == '0' and 'data' or 'o' .. string.format('%d', step - 1)
 end
 
+-- The field of a job's last output.
+local function last_output(job, output)
+  if #output <= LARGE then return 'out' end
+  redis.call('HSET', job, 'large', '1')
+  return 'big'
+end
+
 -- Put a step at the end of its lane, or of the bulk queue; the job's record is told the entry by the caller. A job keeps
 -- the kind that it has: `like` is an entry of it. size: of its input, where it is known.
 local function enqueue(id, container, step, like, size)
@@ -110,7 +117,7 @@ end
 
 -- End a job: out of the indexes of live jobs, into those of ended ones. Then: fields and values to record.
 local function conclude(id, state, caller, created, ...)
-  redis.call('HSET', job_key(id), 'state', state, 'ended', now, 'entry', '', ...)
+  redis.call('HSET', job_key(id), 'state', state, 'ended', now, ...)
   later('ZREM', LIVE, id)
   later('ZREM', PREFIX .. 'pending:' .. caller, id)
   later('ZADD', PREFIX .. 'finished:' .. caller, created, id)
