@@ -78,20 +78,44 @@ class _Call:
     reply: asyncio.Future[Any]
 
 
+class Reach:
+    """Does the server answer; told to the log and the metrics when it changes."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.on_return: list[Callable[[], None]] = []  # called when the server answers for the first time, or again
+        self._answers: bool | None = None  # not known before the first round trip
+        self._told_at = time.monotonic()
+
+    def tell(self, *, answers: bool, **facts: str) -> None:
+        """One line when the server goes, one when it is back."""
+        before, self._answers = self._answers, answers
+        if answers and before:
+            return
+        since, self._told_at = self._told_at, time.monotonic()
+        if before is False:
+            self.metrics.store_away_s.inc(self._told_at - since)
+        self.metrics.store_up.set(answers)
+        if answers:
+            for told in self.on_return:
+                told()
+        if answers and before is False:
+            log.info("store_available", **facts)
+        elif not answers and before is not False:
+            log.warning("store_unavailable", **facts)
+
+
 class Commit:
     """The queue of calls and the connection that they leave by."""
 
-    def __init__(self, client: redis.asyncio.Redis, timeout_s: float, metrics: Metrics, *, replicas: int = 0) -> None:
+    def __init__(self, client: redis.asyncio.Redis, timeout_s: float, reach: Reach, *, replicas: int = 0) -> None:
         """replicas: how many of them must have a group before its calls count as done."""
         self._line = Line(client)
         self._timeout_s = timeout_s
+        self._reach = reach
         self._replicas = replicas
         self._waiting: deque[_Call] = deque()
         self._wanted = asyncio.Event()
-        self._answers: bool | None = None  # not known before the first round trip
-        self._told_at = time.monotonic()
-        self._metrics = metrics
-        self.on_return: list[Callable[[], None]] = []  # called when the server answers for the first time, or again
         self.round_trips = 0
 
     def call(self, *words: Any) -> asyncio.Future[Any]:
@@ -160,11 +184,9 @@ class Commit:
         if loading := next((each for each in replies if isinstance(each, exceptions.BusyLoadingError)), None):
             self._fail([*group, *self._waiting], loading)  # it just started, and reads its file
             return
-        self._tell(answers=True)
+        self._reach.tell(answers=True)
         unknown = []
-        for bundle, reply in zip(
-            reversed(bundles), reversed(replies), strict=True
-        ):  # claims first: steps wait for them
+        for bundle, reply in reversed(list(zip(bundles, replies, strict=True))):  # claims first: steps wait for them
             if isinstance(reply, exceptions.NoScriptError):
                 unknown.append(bundle)
             else:
@@ -197,30 +219,13 @@ class Commit:
                 replies = await self._line.exchange([("SCRIPT LOAD", missing.text) for missing in scripts])
             if error := next((each for each in replies if isinstance(each, Exception)), None):
                 raise error
-            self._metrics.scripts_loaded.inc(len(scripts))
+            self._reach.metrics.scripts_loaded.inc(len(scripts))
         except (exceptions.RedisError, OSError, TimeoutError) as error:
             self._fail(list(self._waiting), error)
 
-    def _tell(self, *, answers: bool, **facts: str) -> None:
-        """One line when the server goes, one when it is back."""
-        before, self._answers = self._answers, answers
-        if answers and before:
-            return
-        since, self._told_at = self._told_at, time.monotonic()
-        if before is False:
-            self._metrics.store_away_s.inc(self._told_at - since)
-        self._metrics.store_up.set(answers)
-        if answers:
-            for told in self.on_return:
-                told()
-        if answers and before is False:
-            log.info("store_available", **facts)
-        elif not answers and before is not False:
-            log.warning("store_unavailable", **facts)
-
     def _fail(self, calls: list[_Call], error: Exception) -> None:
         """All that wait fail together: nobody waits longer than one time-out for a server that does not answer."""
-        self._tell(answers=False, error=_told(error))
+        self._reach.tell(answers=False, error=_told(error))
         self._waiting.clear()
         self._wanted.clear()
         for call in calls:

@@ -105,10 +105,18 @@ class Line:
         """Send commands and read their replies, in order; one that the server refused is an exception in its place."""
         if self._connection is None:
             self._connection = await self._client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+        if self._ended:
+            await self._connection.disconnect()
         if not self._connection.is_connected:
             await self._connection.connect()
         await self._connection.send_packed_command(b"".join(_packed(words) for words in commands))
         return [await self._reply(self._connection, words[0]) for words in commands]
+
+    @property
+    def _ended(self) -> bool:
+        """Did the server close it while nobody used it: asked of the stream, for redis-py would read to find out."""
+        reader = self._connection._reader if self._connection else None
+        return reader is not None and reader.at_eof()
 
     async def _reply(self, connection: Connection, command: str) -> Any:
         try:

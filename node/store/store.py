@@ -20,7 +20,7 @@ from node.jobs import Caller, Claim, ContainerError, ContainerOutput, ContainerR
 from node.metrics import Metrics
 from node.store import connect, keys, listing, records
 from node.store.access import Access
-from node.store.commit import Commit, script, unavailable
+from node.store.commit import Commit, Reach, script, unavailable
 from node.store.limit import Limit
 from node.store.reader import Reader, Wanted
 from node.store.records import Bounds, BrokenRecord, Change
@@ -71,22 +71,30 @@ class Store:
         self._timeout_s = timeout_s
         self._connect = partial(connect.client, url, timeout_s=timeout_s, username=username, password=password)
         self._client = self._connect()
-        self._commit = Commit(self._client, timeout_s, metrics or Metrics(), replicas=replicas)
+        self._reach = Reach(metrics or Metrics())
+        self._commit = Commit(self._client, timeout_s, self._reach, replicas=replicas)
+        self._reads = Commit(
+            self._client, timeout_s, self._reach
+        )  # so that reads and changes do not wait for each other
         self._queued: dict[str, Callable[[], None]] = {}
         self._streams: set[str] = set()  # opened by this process
-        self._reader = Reader(self._commit, self._connect(), timeout_s)
-        self._listing = listing.Listing(self._commit)
+        self._reader = Reader(self._reads, self._connect(), timeout_s)
+        self._listing = listing.Listing(self._reads)
         self.access = Access(self._commit)
 
     async def __aenter__(self) -> Self:
         self._tasks = await asyncio.TaskGroup().__aenter__()
-        self._sender = self._tasks.create_task(self._commit.serve(), name="store-commit")
+        self._senders = [
+            self._tasks.create_task(self._commit.serve(), name="store-commit"),
+            self._tasks.create_task(self._reads.serve(), name="store-reads"),
+        ]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._sender.cancel()
+        for sender in self._senders:
+            sender.cancel()
         try:
             await self._tasks.__aexit__(None, None, None)
         finally:
@@ -96,7 +104,7 @@ class Store:
     @property
     def round_trips(self) -> int:
         """How many groups were sent so far."""
-        return self._commit.round_trips
+        return self._commit.round_trips + self._reads.round_trips
 
     async def ping(self) -> None:
         await self._commit.call("PING")
@@ -111,7 +119,7 @@ class Store:
 
     def on_return(self, told: Callable[[], None]) -> None:
         """Have `told` called when the server answers for the first time, or again after it was away."""
-        self._commit.on_return.append(told)
+        self._reach.on_return.append(told)
 
     # What doors ask for
 
@@ -255,7 +263,7 @@ class Store:
 
     async def pending_count(self) -> int:
         """Jobs of all callers that are not terminal."""
-        return int(await self._commit.call("ZCARD", keys.LIVE))
+        return int(await self._reads.call("ZCARD", keys.LIVE))
 
     async def dead(self, most: int, caller: str | None = None) -> list[Job]:
         """The latest dead letters, newest first: jobs that failed because their worker died too often, or their record
