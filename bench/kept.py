@@ -22,6 +22,7 @@ from bench.jobs import Wrong
 PART = 500  # copies that one call of the script makes
 APART_S = 0.0005  # copies ended so long one before the other
 TIME = re.compile(rb"1\d{9}\.\d{6}")  # as a record has it: Unix seconds
+ENTRY = re.compile(r"b?1\d{12}-\d+")  # of a stream: its time tells jobs apart as well
 
 # ARGV  1 the job, JSON: { id, number, caller, records = {{ key, fields... }}, indexes = {{ key, score }} }
 #       2 seconds, that the first copy is older  3 seconds, that each is older than the one before
@@ -91,7 +92,7 @@ class Left:
     def _general(self, text: str) -> str:
         for mine, word in ((self.id, "<id>"), (str(self.number), "<number>"), (self.caller, "<caller>")):
             text = text.replace(mine, word)
-        return re.sub(TIME.pattern.decode(), "<time>", text)
+        return ENTRY.sub("<entry>", re.sub(TIME.pattern.decode(), "<time>", text))
 
 
 class Kept:

@@ -30,6 +30,7 @@ REPEAT_FACTOR = 4
 RETRY_S = 0.5  # after a claim or a wait that the store did not answer
 PATIENCE_S = 1.0  # for a slot of a step that was taken ahead
 OWN_S = 0.005  # between two waits that only tell what this process knows
+LITTLE = 0.1  # of a slot that stands still is not worth a step ahead
 LATEST = 0.2  # weight of the latest duration in a mean
 
 
@@ -55,6 +56,8 @@ class Lane:
         self._streams: dict[asyncio.Task[Any], str] = {}  # whoever holds a slot for a job that is in no lane
         self._claim_s = 0.0  # what a claim takes
         self._call_s = math.inf  # what a call takes
+        self._ended_meanwhile = 0  # calls, during the last claim
+        self._burst = 0  # the most of them, lately
         store.on_queued(self.container, self._told)
         target.on_ready(self._look.set)
 
@@ -90,9 +93,9 @@ class Lane:
 
     @property
     def _room(self) -> int:
-        """For how many more claims: each slot has one, and those that a claim's time frees have another."""
-        ahead = self._slots * min(1.0, self._claim_s / self._call_s)
-        return self._slots + round(ahead) - len(self._streams) - len(self._calling)
+        """For how many more claims: each slot has one, and those that end while the store is asked have another."""
+        mean = math.ceil(self._slots * min(1.0, self._claim_s / self._call_s) - LITTLE)
+        return self._slots + max(mean, self._burst) - len(self._streams) - len(self._calling)
 
     def close(self) -> None:
         """Take nothing more."""
@@ -146,7 +149,7 @@ class Lane:
 
     async def _take(self, tasks: asyncio.TaskGroup) -> None:
         self._maybe_more, self._seen = False, None  # before the call: who queues during it sets them again
-        self._claiming = True
+        self._claiming, self._ended_meanwhile = True, 0
         began = time.monotonic()
         try:
             claims, tails = await self._store.claim(self.container, self._room)
@@ -157,6 +160,7 @@ class Lane:
         finally:
             self._claiming = False
         self._claim_s += LATEST * (time.monotonic() - began - self._claim_s)
+        self._burst = min(self._slots, max(self._ended_meanwhile, self._burst * 7 // 8))
         for claim in claims:
             self._calling.add(claim.entry)
             task = tasks.create_task(self._run(claim), name=claim.job_id)
@@ -174,6 +178,7 @@ class Lane:
     def _let_go(self, claim: Claim) -> None:
         if claim.entry in self._calling:
             self._calling.remove(claim.entry)
+            self._ended_meanwhile += 1
             self._leave()
 
     async def _wait_for_others(self) -> None:
@@ -233,6 +238,7 @@ class Lane:
             async with asyncio.timeout(PATIENCE_S):
                 return await self._slot.acquire()
         except TimeoutError:
+            self._call_s, self._burst = math.inf, 0  # nothing more ahead, until calls have told how long they take now
             return False
 
     def _note_call(self, took_s: float) -> None:

@@ -33,6 +33,7 @@ WAIT_SHARE = 0.75  # of the time-out, for replicas
 MAX_GROUP = 2_000  # operations of one round trip: all of them are done within one time-out
 MAX_BYTES = 8 * 1024 * 1024  # of one round trip; a single larger operation travels alone
 
+CLOSED = exceptions.ConnectionError("the node has closed it")
 _CONNECTING = re.compile(
     r"Error (?P<number>-?\d+) connecting to (?P<address>\S+)\. (?P<reason>.+?)\.?"
 )  # as redis-py says it
@@ -116,6 +117,8 @@ class Commit:
         self._replicas = replicas
         self._waiting: deque[_Call] = deque()
         self._wanted = asyncio.Event()
+        self._sent = 0
+        self._closed = False
         self.round_trips = 0
 
     def call(self, *words: Any) -> asyncio.Future[Any]:
@@ -147,18 +150,34 @@ class Commit:
                 if type(word) is bytes:
                     size += len(word)
         call = _Call(kind, operations, words, size, asyncio.get_running_loop().create_future())
+        if self._closed:
+            _settle(call.reply, CLOSED)
+            return call.reply
         self._waiting.append(call)
         self._wanted.set()
         return call.reply
 
+    @property
+    def queued(self) -> int:
+        """Calls that wait or are under way."""
+        return len(self._waiting) + self._sent
+
     async def serve(self) -> None:
-        """Send groups for ever."""
-        while True:
-            await self._wanted.wait()
-            await asyncio.sleep(0)  # whoever runs in this turn of the loop still joins
-            group = self._take()
-            if group:
-                await self._round_trip(group)
+        """Send groups for ever. However it ends: nobody waits for an answer that cannot come."""
+        group: list[_Call] = []
+        try:
+            while True:
+                await self._wanted.wait()
+                await asyncio.sleep(0)  # whoever runs in this turn of the loop still joins
+                group = self._take()
+                if group:
+                    self._sent = len(group)
+                    await self._round_trip(group)
+                    self._sent = 0
+        finally:
+            self._closed = True
+            for call in [*group, *self._waiting]:
+                _settle(call.reply, CLOSED)
 
     def _take(self) -> list[_Call]:
         group: list[_Call] = []
@@ -230,6 +249,34 @@ class Commit:
         self._wanted.clear()
         for call in calls:
             _settle(call.reply, error)
+
+
+class Turns:
+    """Several commits in turns: while the server works on one group, this process reads the answers of another.
+
+    Only for calls that may overtake each other, such as reads.
+    """
+
+    def __init__(self, commits: Sequence[Commit]) -> None:
+        self._commits = commits
+
+    @property
+    def round_trips(self) -> int:
+        return sum(each.round_trips for each in self._commits)
+
+    def call(self, *words: Any) -> asyncio.Future[Any]:
+        """As `Commit.call`."""
+        return self._next.call(*words)
+
+    def run(
+        self, script: Script, operations: Sequence[Operation], *, shared: tuple[Any, ...] = ()
+    ) -> Awaitable[list[Any]]:
+        """As `Commit.run`."""
+        return self._next.run(script, operations, shared=shared)
+
+    @property
+    def _next(self) -> Commit:
+        return min(self._commits, key=lambda each: each.queued)
 
 
 def _fewer(reply: Any, wanted: int) -> bool:

@@ -106,17 +106,22 @@ class Line:
         if self._connection is None:
             self._connection = await self._client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
         if self._ended:
-            await self._connection.disconnect()
+            await self._connection.disconnect(nowait=True)
         if not self._connection.is_connected:
             await self._connection.connect()
-        await self._connection.send_packed_command(b"".join(_packed(words) for words in commands))
+        try:
+            await self._connection.send_packed_command(b"".join(_packed(words) for words in commands))
+        except RuntimeError as error:  # uvloop, of a transport that has just closed
+            raise exceptions.ConnectionError(str(error)) from error
         return [await self._reply(self._connection, words[0]) for words in commands]
 
     @property
     def _ended(self) -> bool:
-        """Did the server close it while nobody used it: asked of the stream, for redis-py would read to find out."""
-        reader = self._connection._reader if self._connection else None
-        return reader is not None and reader.at_eof()
+        """Did it end while nobody used it: asked of its streams, for redis-py would read to find out."""
+        reader, writer = (self._connection._reader, self._connection._writer) if self._connection else (None, None)
+        if reader is None or writer is None:
+            return False
+        return reader.at_eof() or reader.exception() is not None or writer.transport.is_closing()
 
     async def _reply(self, connection: Connection, command: str) -> Any:
         try:

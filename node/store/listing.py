@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from node.store import keys
-from node.store.commit import Commit
+from node.store.commit import Turns
 from node.store.records import pairs
 
 PAGE = 2_000
@@ -15,7 +15,7 @@ Times = dict[str, float]
 
 
 class Listing:
-    def __init__(self, commit: Commit) -> None:
+    def __init__(self, commit: Turns) -> None:
         self._commit = commit
 
     async def whole(self, sets: Sequence[str]) -> Times:

@@ -13,7 +13,7 @@ from redis import exceptions
 
 from node.errors import TooLarge, Unavailable
 from node.store import keys
-from node.store.commit import MAX_OPERATIONS, Commit, Operation, script, unavailable, words
+from node.store.commit import MAX_OPERATIONS, Operation, Turns, script, unavailable, words
 
 GET = script("get")
 ROOM_BYTES = 1024 * 1024  # of outputs, that one script call of a group answers
@@ -44,7 +44,7 @@ def _operations(job_ids: Iterable[str]) -> list[Operation]:
 class Reader:
     """`commit` for what is small, `client` for the rest. timeout_s: longest wait for `PART_BYTES`."""
 
-    commit: Commit
+    commit: Turns
     client: redis.asyncio.Redis
     timeout_s: float
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)

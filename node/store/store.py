@@ -20,7 +20,7 @@ from node.jobs import Caller, Claim, ContainerError, ContainerOutput, ContainerR
 from node.metrics import Metrics
 from node.store import connect, keys, listing, records
 from node.store.access import Access
-from node.store.commit import Commit, Reach, script, unavailable
+from node.store.commit import Commit, Reach, Turns, script, unavailable
 from node.store.limit import Limit
 from node.store.reader import Reader, Wanted
 from node.store.records import Bounds, BrokenRecord, Change
@@ -38,6 +38,7 @@ LOOK, ALIVE, PURGE, RETRY, HELD = (script(name) for name in ("look", "alive", "p
 
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
+READS = 2  # groups of reads under way at a time
 CLAIMS = 256  # steps begun in one call, which has their inputs as far as they are not large
 RECLAIM_ENTRIES = 100  # in one call, so that one call stays short
 LOOK_JOBS = 200
@@ -73,9 +74,10 @@ class Store:
         self._client = self._connect()
         self._reach = Reach(metrics or Metrics())
         self._commit = Commit(self._client, timeout_s, self._reach, replicas=replicas)
-        self._reads = Commit(
-            self._client, timeout_s, self._reach
-        )  # so that reads and changes do not wait for each other
+        # Apart from the changes, so that reads and changes do not wait for each other.
+        reads = [Commit(self._client, timeout_s, self._reach) for _ in range(READS)]
+        self._senders = [self._commit, *reads]
+        self._reads = Turns(reads)
         self._queued: dict[str, Callable[[], None]] = {}
         self._streams: set[str] = set()  # opened by this process
         self._reader = Reader(self._reads, self._connect(), timeout_s)
@@ -84,17 +86,14 @@ class Store:
 
     async def __aenter__(self) -> Self:
         self._tasks = await asyncio.TaskGroup().__aenter__()
-        self._senders = [
-            self._tasks.create_task(self._commit.serve(), name="store-commit"),
-            self._tasks.create_task(self._reads.serve(), name="store-reads"),
-        ]
+        self._sending = [self._tasks.create_task(each.serve(), name="store-commit") for each in self._senders]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for sender in self._senders:
-            sender.cancel()
+        for task in self._sending:
+            task.cancel()
         try:
             await self._tasks.__aexit__(None, None, None)
         finally:
@@ -309,7 +308,10 @@ class Store:
         if claim.input is not None:
             return claim.input
         field = f"o{claim.step - 1}" if claim.step else "data"
-        return await self._reader.value(claim.job_id, field, claim.input_bytes)
+        found = await self._reader.value(claim.job_id, field, claim.input_bytes)
+        if found is None:  # after a failover the connection for large reads may still lead to the former master
+            found = await self._commit.call("HGET", keys.job(claim.job_id), field)
+        return found
 
     async def _bury(self, job_id: str, container: str) -> None:
         error = ContainerError(container=container, error="its record is broken")

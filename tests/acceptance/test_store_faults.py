@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -418,3 +420,64 @@ async def test_a_stream_that_was_refused_does_not_stay_running(tmp_path: Path, e
                 return await node.get("/api/jobs?pending=true") == [] and len(await node.get("/api/jobs")) > 1
 
             await eventually(ended, seconds=20, message="the end of the refused streams")
+
+
+class Proxy:
+    """Between a node and its server. `reset` ends all connections as a firewall does that has forgotten them."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._clients: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
+        self.reset()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def reset(self) -> None:
+        no_linger = struct.pack("ii", 1, 0)
+        for client in self._clients:
+            client.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+            client.transport.abort()
+        self._clients.clear()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
+        theirs, ours = await asyncio.open_connection("127.0.0.1", self._port)
+        answers = asyncio.create_task(pump(theirs, writer))
+        await pump(reader, ours)
+        ours.close()
+        await answers
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while part := await reader.read(1 << 16):
+            writer.write(part)
+
+
+async def test_connections_that_are_reset_while_idle_stop_nothing(tmp_path: Path, echo: Echo) -> None:
+    with RedisServer("valkey", tmp_path / "redis") as server:
+        async with (
+            Proxy(server.port) as proxy,
+            Node(tmp_path, echo.containers("a"), redis={"url": proxy.url}, runner=BRISK) as node,
+        ):
+
+            async def accepted() -> bool:
+                async with node.session.post("/api/jobs", json={"containers": ["a"], "data": {}}) as answer:
+                    return answer.status == 200
+
+            for _ in range(5):
+                assert (await node.run(["a"], {"x": 1}))["status"] == "success"
+                proxy.reset()
+                await eventually(accepted, seconds=10, message="an accepted job")
+            assert await asyncio.to_thread(node.kill, signal.SIGTERM) == 0

@@ -1,5 +1,6 @@
 """The look at live jobs: whatever is lost of a job but its record, it goes on; what cannot ends with its cause."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -8,7 +9,7 @@ import redis
 from node.jobs import ContainerError, State
 from node.store import Bounds, Store
 from node.store.records import Change
-from tests.store.support import ME, claimed, output, state_of, submitted
+from tests.store.support import ME, OTHER, claimed, output, state_of, submitted
 from tests.support import RedisServer, eventually
 
 KEY = "stoker:{0}:"
@@ -256,6 +257,17 @@ async def test_a_broken_record_that_is_claimed_is_buried(store: Store, raw: redi
     assert raw.zrange(KEY + "dead", 0, -1) == [job_id]
     assert await store.pending_count() == 1
     await store.get([job_id])
+
+
+async def test_a_broken_index_costs_no_other_job_its_own(store: Store, raw: redis.Redis) -> None:
+    await submitted(store, "a", caller=OTHER)
+    fine = await submitted(store, "a")
+    claims, _ = await store.claim("a", 5)
+    raw.delete(KEY + f"pending:{OTHER.id}")
+    raw.set(KEY + f"pending:{OTHER.id}", "no index")
+    await asyncio.gather(*(store.finish(claim, output("a")) for claim in claims), return_exceptions=True)
+    assert await store.ids(ME.id, pending=True) == []
+    assert await store.ids(ME.id, pending=False) == [fine]
 
 
 async def test_entries_of_another_make_do_not_stop_a_lane(store: Store, raw: redis.Redis) -> None:

@@ -37,11 +37,13 @@ local function later(command, key, word, member)
 end
 
 local function settle()
+  local failed
   for _, words in ipairs(in_order) do
     local reply = redis.pcall(unpack(words))
-    -- A stream that somebody broke is the janitor's; an index that cannot be written must be told.
-    if type(reply) == 'table' and reply.err and string.sub(words[1], 1, 1) ~= 'X' then error(reply) end
+    -- A stream that somebody broke is the janitor's; an index that cannot be written must be told, after all others were.
+    if type(reply) == 'table' and reply.err and string.sub(words[1], 1, 1) ~= 'X' then failed = failed or reply end
   end
+  if failed then error(failed) end
 end
 
 -- The container of a step; nothing when the record is broken.
@@ -120,6 +122,6 @@ local function conclude(id, state, caller, created, ...)
   redis.call('HSET', job_key(id), 'state', state, 'ended', now, ...)
   later('ZREM', LIVE, id)
   later('ZREM', PREFIX .. 'pending:' .. caller, id)
-  later('ZADD', PREFIX .. 'finished:' .. caller, created, id)
+  later('ZADD', PREFIX .. 'finished:' .. caller, tonumber(created) and created or now, id)
   later('ZADD', PREFIX .. 'ended:' .. state, now, id)
 end
