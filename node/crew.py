@@ -53,6 +53,7 @@ TIDY_S = 5.0  # for the renewal of what it runs; a worker that stands still lose
 AGAIN_FIRST_S = 0.1  # before a worker is started again that did not last
 AGAIN_MAX_S = 5.0
 LASTED_S = 10.0
+END_S = 1.0  # for a worker to end by itself that has closed its channel; it may have to tell why
 LOG_S = 1.0  # for the last lines of a worker that has ended
 LINE_BYTES = 1024 * 1024  # of one line; a longer one is cut
 
@@ -197,7 +198,8 @@ class Seat:
             theirs.close()
             os.close(write)
         await self._talk(await Channel.over(ours))
-        self.kill()  # it may have closed its channel only
+        await asyncio.wait([life.ended], timeout=END_S)
+        self.kill()  # if it has closed its channel only
         ended = await life.ended
         with suppress(TimeoutError):
             async with asyncio.timeout(LOG_S):

@@ -35,11 +35,14 @@ class Janitor:
         retention: Retention,
         metrics: Metrics,
         tidy: Callable[[], Awaitable[None]],
-        names: Collection[str],
+        *,
+        doors: Collection[str],
+        runners: Collection[str],
         owner: str = "",
     ) -> None:
-        """tidy: renew the leases of all that runs here; raises `Unavailable`. names: those under which processes of
-        this node work. owner: tells this node from others of its name; the same over its lives.
+        """tidy: renew the leases of all that runs here; raises `Unavailable`. doors, runners: the names under which
+        processes of this node have streams, and those under which they run steps. owner: tells this node from others of
+        its name; the same over its lives.
         """
         self._store = store
         self._leases = Leases(store, settings, metrics)
@@ -52,21 +55,24 @@ class Janitor:
         }
         self._metrics = metrics
         self._tidy = tidy
-        self._names = sorted(names)
+        self._doors = set(doors)
+        self._runners = set(runners)
         self._owner = owner
         self._mark = ""
         self._named = True
 
     async def recover(self) -> None:
-        """Once at the node's start: make sure that its name is its own, and free what an earlier life had claimed under
-        names that no process has now. Those that are in use are for their processes to put right.
+        """Once at the node's start: make sure that its name is its own, and free what an earlier life had claimed, and
+        end its streams, under names that no process has for that now. The others are for their processes to put right.
 
         The data directory's lock, and the name's owner in the store, make sure that nobody else works under them.
         """
         await self._tell_alive()
-        for name in {self._store.name, *await self._store.names(self._store.name)} - set(self._names):
+        known = {self._store.name, *await self._store.names(self._store.name)}
+        for name in known - self._runners:
             for container in self._containers:
                 await self._leases.recover(container, name)
+        for name in known - self._doors:
             await end_left_streams(self._store, name)
 
     async def __aenter__(self) -> Self:
@@ -104,7 +110,7 @@ class Janitor:
             self._containers,
             uuid.uuid4().hex,
             self._settings.gone_s,
-            names=self._names,
+            names=sorted(self._doors | self._runners),
             owner=self._owner,
             owned_s=self._settings.lease_s,
         )

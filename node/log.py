@@ -248,7 +248,8 @@ class _File(RotatingFileHandler):
         self.terminator = ""
 
     def write(self, text: bytes) -> None:
-        self.handle(logging.LogRecord("stoker", logging.INFO, "", 0, text.decode(), None, None))
+        """Also what is no text: a worker's line may have been cut, and not all that writes there is Python."""
+        self.handle(logging.LogRecord("stoker", logging.INFO, "", 0, text.decode(errors="replace"), None, None))
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Raise it, where logging would print it."""

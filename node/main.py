@@ -206,8 +206,6 @@ class Node:
 
     def _make_janitor(self) -> Janitor:
         house = self._house
-        workers = {house.known_as(worker) for worker in (*house.doors, *house.runners)}
-        own = set() if house.doors and house.runners else {house.node_id}
         return Janitor(
             self._store,
             list(self._registry.containers),
@@ -215,8 +213,9 @@ class Node:
             house.config.retention_s,
             self._metrics,
             self._runner.tidy,
-            workers | own,
-            _kept(house.data_dir, "owner"),
+            doors=[house.known_as(worker) for worker in house.doors] or [house.node_id],
+            runners=[house.known_as(worker) for worker in house.runners] or [house.node_id],
+            owner=_kept(house.data_dir, "owner"),
         )
 
     async def _count(self) -> None:

@@ -185,14 +185,20 @@ class Channel:
         return cls(*await asyncio.open_unix_connection(sock=end))
 
     def send(self, message: Message) -> None:
-        """Without waiting; whoever does not take what is sent to him is cut off."""
-        if self._writer.transport.get_write_buffer_size() > BEHIND_BYTES:
-            self._writer.transport.abort()
+        """Without waiting, also when the other end is gone; whoever does not take what is sent to him is cut off."""
+        transport = self._writer.transport
+        if transport.is_closing():
+            return  # uvloop raises where asyncio only drops what is written
+        if transport.get_write_buffer_size() > BEHIND_BYTES:
+            transport.abort()
+            return
         text = _encoder.encode(message)
         self._writer.write(len(text).to_bytes(SIZE_BYTES) + text)
 
     async def ask(self, question: Callable[[int], Message], within_s: float) -> Done:
         """Raises `Gone`, also when there is no answer in time."""
+        if self._writer.transport.is_closing():
+            raise Gone
         number = next(self._numbers)
         answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._asked[number] = answer

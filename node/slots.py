@@ -86,6 +86,10 @@ class Loan:
         self.holder: asyncio.Task[Any] | None = None
         self.lost = False
 
+    @property
+    def refused(self) -> bool:
+        return self.got.done() and (self.got.cancelled() or self.got.exception() is not None)
+
     def leave(self) -> None:
         self._borrower.leave(self)
         if not self.got.done():
@@ -107,7 +111,8 @@ class Borrower:
         self._channel = channel
         for loan in self._loans.values():
             want = loan.want
-            channel.send(Want(slot=want.slot, container=want.container, job_id=want.job_id, held=loan.got.done()))
+            if not loan.refused:
+                channel.send(Want(slot=want.slot, container=want.container, job_id=want.job_id, held=loan.got.done()))
 
     def disconnect(self) -> None:
         self._channel = None

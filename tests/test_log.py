@@ -29,6 +29,15 @@ sys.stdin.read()
 talk.info("last")
 """
 
+RAW = r"""
+from node import log
+from node.config import Log
+log.set_up(Log(path="raw.log", format="json"))
+for line in (b"one", b"\xe2\x82", b"\xffthree"):
+    log.pass_on(line)
+log.flush()
+"""
+
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Iterator[int]:
@@ -109,3 +118,17 @@ def all_told(lines: Iterable[str], sink: str) -> bool:
         if count >= LINES:
             return True
     return False
+
+
+def test_a_line_that_is_no_text_takes_no_other_with_it(tmp_path: Path) -> None:
+    """A worker's line that was cut within a character, say."""
+    ended = subprocess.run(
+        [sys.executable, "-c", RAW],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert ended.stderr == b"one\n\xe2\x82\n\xffthree\n"
+    assert (tmp_path / "raw.log").read_text() == "one\n\ufffd\n\ufffdthree\n"

@@ -16,12 +16,12 @@ from node.api.jobs import Jobs
 from node.api.middleware import BODIES, Bodies, guard
 from node.api.openapi import OpenApi
 from node.api.origin import own_site
+from node.api.place import BACKLOG
 from node.api.route import serve
 from node.config import Server
 from node.orchestrator import Orchestrator
 from node.store import Limit
 
-BACKLOG = 1024  # connections that the system holds until they are accepted
 KEEPALIVE_S = 75.0
 LINGER_S = 5.0  # for the rest of a body that nobody wants, so that its sender gets to read the answer
 CLOSE_S = 5.0  # for requests under way when the server stops

@@ -1,4 +1,4 @@
-"""Where the node listens: the sockets of its address, bound before anybody serves there."""
+"""Where the node listens: the sockets of its address, open before anybody serves there."""
 
 import socket
 from collections.abc import Iterator, Sequence
@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from node.config import Server
 from node.errors import StokerError
 
+BACKLOG = 1024  # connections that the system holds until they are accepted
+
 
 @contextmanager
 def listening(settings: Server, count: int) -> Iterator[list[list[socket.socket]]]:
     """For each of `count` processes a socket on each address of the host. The system spreads connections over them.
 
-    They stay open here while entered, so that what waits at the socket of a process that died is there for the one that
-    takes its place. Raises `StokerError` when somebody else has the address.
+    Whoever connects waits there until a process accepts. They stay open here while entered, so that what waits at the
+    socket of a process that died is there for the one that takes its place. Raises `StokerError` when somebody else has
+    the address.
     """
     bound: list[list[socket.socket]] = [[] for _ in range(count)]
     try:
@@ -21,6 +24,7 @@ def listening(settings: Server, count: int) -> Iterator[list[list[socket.socket]
             address = _free(family, address)
             for each in bound:
                 each.append(_bound(family, address, shared=count > 1))
+                each[-1].listen(BACKLOG)
     except OSError as error:
         _close(bound)
         reason = error.strerror or str(error)

@@ -5,6 +5,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -14,13 +16,27 @@ from typing import Any
 
 import aiohttp
 import pytest
+import requests
+from aiohttp import web
 
-from tests.support import Echo, Node, eventually, in_flight, stoker
+from tests.support import READY_S, ROOT, Echo, Node, eventually, free_port, in_flight, stoker
 
 pytestmark = pytest.mark.acceptance
 
 WORKERS: dict[str, Any] = {"server": {"workers": 2}, "runner": {"workers": 2}}
 ALL = {"zygote", "d1", "d2", "r1", "r2"}
+FAULTY = """
+import time
+from node import log
+from node.runner import Runner
+async def faulty(self):
+    raise ZeroDivisionError("a fault")
+def slow(sound=log.flush):
+    time.sleep(0.3)
+    sound()
+Runner.tidy = faulty
+log.flush = slow
+"""
 GONE_S = 2.0  # for all processes of a node that was killed
 
 
@@ -362,3 +378,100 @@ async def test_a_node_whose_zygote_is_gone_ends_and_says_so(tmp_path: Path, echo
         assert await asyncio.to_thread(node.process.wait, 30) == 1
         assert not any(lives(pid) for pid in left.values())
         assert "the process that starts the workers has ended; start the node again" in node.log.read_text()
+
+
+async def test_a_runner_that_dies_while_the_main_process_looks_something_up_for_it_is_replaced(tmp_path: Path) -> None:
+    """Its step broke, for its container is down: how that came is what is looked up."""
+    down, asked, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def step(request: web.Request) -> web.Response:
+        if not down.is_set():
+            down.set()
+            assert request.transport
+            request.transport.abort()
+        return web.json_response({})
+
+    async def index(request: web.Request) -> web.Response:
+        if down.is_set() and not asked.is_set():
+            asked.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                left.set()
+        return web.json_response({})
+
+    app = web.Application()
+    app.add_routes([web.get("/", index), web.post("/service_output", step)])
+    service = web.AppRunner(app, handler_cancellation=True)
+    await service.setup()
+    try:
+        port = free_port()
+        await web.TCPSite(service, "127.0.0.1", port).start()
+        async with several(tmp_path, [{"id": "a", "url": f"http://127.0.0.1:{port}", "retries": 0}]) as node:
+            job_id = await node.submit(["a"], {})
+            async with asyncio.timeout(READY_S):
+                await asked.wait()
+                for name in ("r1", "r2"):
+                    os.kill(processes(node)[name], signal.SIGKILL)
+                await left.wait()
+            assert (await node.result(job_id))["status"] == "success"
+            await complete(node)
+            assert (await node.run(["a"], {}))["status"] == "success"
+            assert await asyncio.to_thread(node.kill, signal.SIGTERM) == 0
+    finally:
+        await service.cleanup()
+
+
+def test_whoever_connects_once_the_address_is_told_is_answered(tmp_path: Path, echo: Echo) -> None:
+    node = several(tmp_path, echo.containers("a"))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(node.config))
+    command = [sys.executable, "-m", "node", "serve", "--config", str(file)]
+    for _ in range(3):
+        with (tmp_path / "node.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, env=os.environ | {"PYTHONPATH": str(ROOT)}
+            )
+        with process:
+            try:
+                assert process.stdout
+                assert process.stdout.readline() == f"stoker listens on {node.url}\n".encode()
+                answers = [requests.get(f"{node.url}/health/live", timeout=READY_S).status_code for _ in range(10)]
+                assert answers == [200] * 10
+            finally:
+                process.terminate()
+                process.communicate(timeout=READY_S)
+
+
+@pytest.mark.parametrize("workers", [(1, 0), (0, 1)], ids=["doors", "runners"])
+async def test_what_one_process_left_is_put_right_by_several(
+    tmp_path: Path, echo: Echo, workers: tuple[int, int]
+) -> None:
+    key = f"w-mixed-{workers[0]}"
+    async with Node(tmp_path, echo.containers("a")) as node:
+        job_id = await node.submit(["a"], {"key": key, "wait_for": key})
+        await in_flight(echo, key)
+        async with stream(node, "a", {"parts": ["x"] * 10_000, "gap_s": 0.05}) as (stream_id, _):
+            node.kill()
+        node.config["server"]["workers"], node.config["runner"]["workers"] = workers
+        await node.start()
+        began = time.monotonic()
+        await in_flight(echo, key, 2)
+        echo.release(key)
+        assert (await node.result(job_id))["status"] == "success"
+        assert "stopped while it streamed" in (await node.result(stream_id))["result"]["error"]
+        assert time.monotonic() - began < 10  # and not when a lease has ended
+
+
+async def test_a_worker_that_fails_by_itself_says_why(tmp_path: Path, echo: Echo) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAULTY)
+    node = several(tmp_path, echo.containers("a"), runner={"workers": 1, "reclaim_s": 0.2})
+    node.environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    async with node:
+
+        async def told() -> list[dict[str, Any]]:
+            return node.events("worker_replaced")
+
+        event = (await eventually(told, message="the word of its end"))[0]
+        assert (event["worker"], event["reason"]) == ("r1", "exit code 1")
+        assert "ZeroDivisionError: a fault\n" in node.log.read_text()
