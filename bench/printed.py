@@ -13,7 +13,7 @@ from rich.text import Text
 
 from bench.rounds import Spread
 
-WIDTH_CHARS = 180  # where it is no terminal
+WIDTH_CHARS = 215  # where it is no terminal
 
 
 def show(what: RenderableType) -> None:

@@ -82,9 +82,8 @@ class Orchestrator:
     async def _accept(self, requests: Sequence[JobRequest], caller: Caller, once: str) -> list[str | Refusal]:
         jobs = list(zip(new_ids(len(requests)), requests, strict=True))
         answers = await self._store.submit(caller, jobs, once=once)
-        for (job_id, request), answer in zip(jobs, answers, strict=True):
-            if answer == job_id:
-                _log_queued(job_id, request, caller)
+        accepted = [job for job, answer in zip(jobs, answers, strict=True) if answer == job[0]]
+        asyncio.get_running_loop().call_soon(_log_queued, accepted, caller)  # the answer goes first
         return answers
 
     def _checked(self, request: JobRequest, caller: Caller) -> JobRequest | Refusal:
@@ -291,5 +290,6 @@ def _streamed(container: str, parts: list[bytes]) -> ContainerResult:
     return ContainerOutput(container=container, output=msgspec.json.encode({"output": text}))
 
 
-def _log_queued(job_id: str, request: JobRequest, caller: Caller) -> None:
-    log.info("job_queued", job_id=job_id, caller=caller.id, containers=request.containers, state="queued")
+def _log_queued(jobs: Sequence[tuple[str, JobRequest]], caller: Caller) -> None:
+    for job_id, request in jobs:
+        log.info("job_queued", job_id=job_id, caller=caller.id, containers=request.containers, state="queued")
