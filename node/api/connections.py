@@ -81,7 +81,7 @@ def _room(wanted: int) -> int:
 class Connection(web.RequestHandler):
     """One connection. Its timer runs while the rest of a request, or the reading of an answer, is the client's turn."""
 
-    __slots__ = ("_away", "_began_at", "_connections", "_heard", "_last", "_timer", "_unread")
+    __slots__ = ("_away", "_began_at", "_body", "_connections", "_heard", "_last", "_timer", "_unread")
 
     def __init__(self, connections: Connections, server: web.Server, **options: Any) -> None:
         super().__init__(server, **options)
@@ -90,6 +90,7 @@ class Connection(web.RequestHandler):
         self._timer: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._began_at = 0.0
+        self._body: aiohttp.StreamReader | None = None  # of the latest request
         self._heard = False
         self._last = False  # no request after this one can be read
 
@@ -125,16 +126,28 @@ class Connection(web.RequestHandler):
         super().data_received(data)
         if not data:  # the framework's own call, to go on with what it has
             return
-        if self._current_request and self._messages and not self._current_request.content.is_eof():
-            # all that follows half a body is the news that the rest cannot be read
-            error = getattr(self._messages[-1][0], "exc", None)
-            reason = _reason(error) if isinstance(error, HttpProcessingError) else "no HTTP"
-            self._break_off(Rejected("Body unreadable", reason=reason), self._current_request.content)
+        if self._messages and self._unreadable_rest(*self._messages[-1]):
+            pass
         elif not self._clients_turn:
             self._stop_timer()
         elif self._timer is None:
             self._start_timer()
         self._heard = self._timer is not None
+
+    def _unreadable_rest(self, message: Any, content: aiohttp.StreamReader) -> bool:
+        """Is the latest message the news that the rest of a body cannot be read; whoever reads that is told so.
+
+        The request of the body may be between the framework's queue and its handler, so its body is remembered here.
+        """
+        error = getattr(message, "exc", None)
+        if not isinstance(error, HttpProcessingError):
+            self._body = content
+            return False
+        half = self._messages[-2][1] if len(self._messages) > 1 else self._body
+        if half is None or half.is_eof():
+            return False
+        self._break_off(Rejected("Body unreadable", reason=_reason(error)), half)
+        return True
 
     @property
     def _clients_turn(self) -> bool:
