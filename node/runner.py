@@ -21,6 +21,7 @@ log = structlog.get_logger()
 
 RENEWALS_PER_LEASE = 3
 STOPPING_RETRY_S = 1.0
+HEARS_S = 2.0  # longest wait of a stream for the store to tell what is stopped
 UNHEARD_S = 1.0  # a claim is known here sooner: its answer comes before that of a renewal sent later
 HAND_BACK_S = 10.0  # for what outlasts the drain to be handed back; a store that is away must not keep the node
 
@@ -50,9 +51,18 @@ class Runner:
 
     @asynccontextmanager
     async def slot(self, container: str, job_id: str, *, held: bool = False) -> AsyncIterator[None]:
-        """A slot of a container for a job that is in no lane; from the moment on that it could be stopped."""
+        """A slot of a container for a job that is in no lane; from the moment on that it could be stopped.
+
+        Raises `Unavailable` when that does not come, because the store is away.
+        """
         if not held:
-            await self._hears.wait()
+            try:
+                async with asyncio.timeout(HEARS_S):
+                    await self._hears.wait()
+            except TimeoutError:
+                raise Unavailable(
+                    "The job store does not answer", retry_after_s=1, reason="no answer in time"
+                ) from None
         async with self._lanes[container].slot(job_id, held=held):
             yield
 
