@@ -135,9 +135,9 @@ async def test_the_image_of_this_machine_is_used_when_the_registry_is_silent(
     first = await images(fence).find(spec(registry.image), quiet)
     registry.fall_silent()
     began = time.monotonic()
-    assert await images(fence, patience_s=0.5).find(spec(registry.image), told.append) == first
-    assert time.monotonic() - began < 5
-    assert any("did not answer within 0.5 s" in line for line in told), told
+    assert await images(fence, patience_s=2).find(spec(registry.image), told.append) == first
+    assert time.monotonic() - began < 8
+    assert any("did not answer within 2 s" in line for line in told), told
 
 
 @pytest.mark.parametrize("name", ["https://host/image", "UPPER/case", "a b"])
